@@ -1,0 +1,110 @@
+"""The ports in one process's memory: for simulation and for tests. Nothing survives the process."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from fleetfold.messages import Report, Task
+from fleetfold.ports import Letter, Record
+
+
+class MemoryObjects:
+    def __init__(self) -> None:
+        self._data: dict[str, bytes] = {}
+
+    def put(self, key: str, data: Iterable[bytes | memoryview]) -> int:
+        whole = b"".join(data)
+        self._data[key] = whole
+        return len(whole)
+
+    def read(self, key: str, offset: int, into: memoryview) -> int:
+        part = self._data[key][offset : offset + len(into)]
+        into[: len(part)] = part
+        return len(part)
+
+    def size(self, key: str) -> int | None:
+        data = self._data.get(key)
+        return None if data is None else len(data)
+
+    def list(self, prefix: str) -> list[str]:
+        return sorted(key for key in self._data if key.startswith(prefix))
+
+    def delete(self, key: str) -> None:
+        self._data.pop(key, None)
+
+
+class MemoryRecords:
+    def __init__(self) -> None:
+        self._data: dict[str, Record] = {}
+
+    def get(self, key: str) -> Record | None:
+        return self._data.get(key)
+
+    def swap(self, key: str, value: bytes, expect: int) -> bool:
+        current = self._data.get(key)
+        if (current.version if current else 0) != expect:
+            return False
+        self._data[key] = Record(value, expect + 1)
+        return True
+
+    def put_many(self, values: Sequence[tuple[str, bytes]]) -> None:
+        for key, value in values:
+            current = self._data.get(key)
+            self._data[key] = Record(value, (current.version if current else 0) + 1)
+
+    def scan(self, prefix: str) -> Iterator[tuple[str, Record]]:
+        return iter([(key, self._data[key]) for key in sorted(self._data) if key.startswith(prefix)])
+
+
+class MemoryBus:
+    """Both ends of the bus. `link` gives the devices' end for some of the devices."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[str, tuple[int, Task]] = {}
+        self._letters: dict[str, Report] = {}
+        self._serial = 0
+
+    def invite(self, tasks: Sequence[Task]) -> None:
+        for task in tasks:
+            self._serial += 1
+            self._tasks[task.device] = (self._serial, task)
+
+    def letters(self) -> list[Letter]:
+        return [Letter(receipt, report) for receipt, report in self._letters.items()]
+
+    def acknowledge(self, receipts: Sequence[str]) -> None:
+        for receipt in receipts:
+            self._letters.pop(receipt, None)
+
+    def link(self, devices: Sequence[str]) -> "MemoryLink":
+        return MemoryLink(self, devices)
+
+    def post(self, report: Report) -> None:
+        self._serial += 1
+        self._letters[str(self._serial)] = report
+
+    def newest(self, device: str) -> tuple[int, Task] | None:
+        return self._tasks.get(device)
+
+
+class MemoryLink:
+    def __init__(self, bus: MemoryBus, devices: Sequence[str]) -> None:
+        self._bus, self._devices = bus, devices
+        self._seen: dict[str, int] = {}
+
+    def tasks(self) -> list[Task]:
+        fresh = []
+        for device in self._devices:
+            newest = self._bus.newest(device)
+            if newest and newest[0] > self._seen.get(device, 0):
+                self._seen[device] = newest[0]
+                fresh.append(newest[1])
+        return fresh
+
+    def report(self, report: Report) -> None:
+        self._bus.post(report)
+
+
+class NoAlarm:
+    """For a coordinator whose own loop looks at the clock."""
+
+    def wake_at(self, run: str, time: float) -> None:
+        pass

@@ -1,0 +1,97 @@
+"""Objects by obstore: here files below a folder. Ranged reads go to the file itself, into the caller's
+buffer.
+
+`durable` says what a finished put survives: False, the death of any process (the kernel has the bytes
+and the name); True, a power cut as well (file and folder are synced before the put returns).
+"""
+
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import obstore
+from obstore.exceptions import BaseError
+from obstore.store import LocalStore
+
+from fleetfold.errors import Unavailable
+
+
+class FileObjects:
+    def __init__(self, root: Path, *, durable: bool = False) -> None:
+        self._root, self._durable = root, durable
+        try:
+            self._store = LocalStore(root, mkdir=True)
+        except (OSError, BaseError) as error:
+            raise _unavailable(error, str(root)) from error
+
+    def put(self, key: str, data: Iterable[bytes | memoryview]) -> int:
+        sizes: list[int] = []
+
+        def measured() -> Iterator[bytes | memoryview]:
+            for part in data:
+                sizes.append(len(part))
+                yield part
+
+        try:
+            if isinstance(data, list):  # whole already: one write, without the machinery of parts
+                obstore.put(self._store, key, b"".join(measured()), use_multipart=False)
+            else:
+                obstore.put(self._store, key, measured())
+            if self._durable:
+                self._sync(key)
+        except (OSError, BaseError) as error:
+            raise _unavailable(error, key) from error
+        return sum(sizes)
+
+    def read(self, key: str, offset: int, into: memoryview) -> int:
+        try:
+            file = os.open(self._root / key, os.O_RDONLY)
+        except FileNotFoundError:
+            raise KeyError(key) from None
+        except OSError as error:
+            raise _unavailable(error, key) from error
+        try:
+            done = 0
+            while done < len(into) and (n := os.preadv(file, [into[done:]], offset + done)):
+                done += n
+            return done
+        except OSError as error:
+            raise _unavailable(error, key) from error
+        finally:
+            os.close(file)
+
+    def size(self, key: str) -> int | None:
+        try:
+            return (self._root / key).stat().st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise _unavailable(error, key) from error
+
+    def list(self, prefix: str) -> list[str]:
+        pages = obstore.list(self._store, prefix.removesuffix("/") or None)
+        return sorted(entry["path"] for page in pages for entry in page)
+
+    def delete(self, key: str) -> None:
+        (self._root / key).unlink(missing_ok=True)
+
+    def _sync(self, key: str) -> None:
+        """The file, and every folder down to it, for each may have been made for this file."""
+        path = self._root / key
+        for place in (path, *path.parents):
+            handle = os.open(place, os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+            if place == self._root:
+                break
+
+
+def _unavailable(error: Exception, place: str) -> Unavailable:
+    if "No space left" in str(error) or getattr(error, "errno", None) == 28:
+        return Unavailable(
+            f"no space left on the disk while writing {place}; nothing was lost",
+            next="make room, then fleetfold run --resume latest",
+        )
+    return Unavailable(f"cannot read or write {place}: {str(error).splitlines()[0]}")

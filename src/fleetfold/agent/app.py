@@ -1,0 +1,97 @@
+"""Finds the user's trainer: the `trainer` of a folder's app.py, of a file, or `module:name`."""
+
+import importlib.util
+import sys
+import traceback
+from importlib import import_module
+from pathlib import Path
+from typing import Any, cast
+
+from msgspec import Struct
+
+from fleetfold.agent.trainer import Trainer
+from fleetfold.errors import BadConfig
+
+
+class App(Struct, frozen=True):
+    """The user's app: its name (of runs), where it is, its folder (of fleetfold.toml and modules)."""
+
+    name: str
+    place: str
+    root: str
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.root)
+
+
+def find_app(place: str) -> App:
+    """Without running any of it. Raises BadConfig."""
+    path = Path(place).expanduser()
+    if path.is_dir():
+        if not (path / "app.py").is_file():
+            raise BadConfig(f"{place}: the folder has no app.py", next="fleetfold init NEW_FOLDER")
+        return App(path.resolve().name, str((path / "app.py").resolve()), str(path.resolve()))
+    if path.is_file() and path.suffix == ".py":
+        stem = path.resolve().parent.name if path.stem == "app" else path.stem
+        return App(stem, str(path.resolve()), str(path.resolve().parent))
+    module, colon, name = place.partition(":")
+    if colon and module.replace(".", "").isidentifier() and name.isidentifier():
+        return App(module.rpartition(".")[2], place, str(Path.cwd()))
+    raise BadConfig(
+        f"there is no app at {place!r}: not a folder, not a .py file, not module:name",
+        next="fleetfold init NEW_FOLDER makes one that runs",
+    )
+
+
+def load_trainer(app: App) -> Trainer:
+    """Run the app's file and take its `trainer`. Its folder is put on the import path, for the modules
+    beside it. Raises BadConfig that names the line."""
+    if str(app.folder) not in sys.path:
+        sys.path.insert(0, str(app.folder))
+    name = "trainer"
+    try:
+        if app.place.endswith(".py"):
+            spec = importlib.util.spec_from_file_location(f"fleetfold_app_{app.name}", app.place)
+            assert spec is not None
+            assert spec.loader is not None
+            module = importlib.util.module_from_spec(spec)
+            sys.modules[spec.name] = module
+            spec.loader.exec_module(module)
+        else:
+            path, _, name = app.place.partition(":")
+            module = import_module(path)
+    except ModuleNotFoundError as error:
+        raise BadConfig(f"{app.place}: {error}", next=f"pip install {error.name}") from error
+    except Exception as error:
+        raise BadConfig(f"{app.place}: {blame(error, app)}") from error
+    trainer = getattr(module, name, None)
+    if trainer is None:
+        raise BadConfig(
+            f"{app.place} defines no {name!r}",
+            next="trainer = TorchTrainer(model, data, fit), or an object with init and train",
+        )
+    for needed in ("init", "train"):
+        if not callable(getattr(trainer, needed, None)):
+            raise BadConfig(f"{app.place}: its {name!r} has no {needed}()")
+    return cast(Trainer, trainer)
+
+
+def can(trainer: Trainer, what: str) -> bool:
+    """Whether the trainer can "evaluate" or "test"."""
+    return callable(getattr(trainer, what, None)) and bool(getattr(trainer, f"{what}s", True))
+
+
+def blame(error: BaseException, app: App | None = None) -> str:
+    """The error in one line, with the newest line of the user's own code that it passed through."""
+    frames = traceback.extract_tb(error.__traceback__)
+    if isinstance(error, SyntaxError):
+        return f"line {error.lineno}: {error.msg}"
+    own = [f for f in frames if app is not None and f.filename.startswith(str(app.folder))]
+    where = (own or frames)[-1:] or []
+    text = f"{type(error).__name__}: {str(error) or 'no message'}".splitlines()[0]
+    return "".join(f"{Path(f.filename).name} line {f.lineno}, " for f in where) + text
+
+
+def describe(trainer: Any) -> str:
+    return type(trainer).__name__

@@ -1,0 +1,156 @@
+"""The agent: takes a task, trains, delivers the update, reports. One device, one piece of work at a time.
+
+    task ─▶ promise ─▶ fetch ─▶ train ─▶ deliver ─▶ settle ─▶ report
+            journal                      safe here   journal
+
+After a death at any point `resume` goes on: a finished update is not trained again, an unfinished one
+is, from the same seed. Every answer may be told twice.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import msgspec
+
+from fleetfold.agent.app import App, blame, can
+from fleetfold.agent.journal import ATTEMPTS, Journal
+from fleetfold.agent.trainer import Device, Evaluated, Trainer, Work
+from fleetfold.errors import BadConfig, BadUpdate, Unavailable
+from fleetfold.fold.tensors import Tensors, read, write
+from fleetfold.messages import PROTOCOL, Evaluation, Metrics, Report, Task, Timings, UpdateHeader, encode
+from fleetfold.ports import Link, Transfer
+
+_T = TypeVar("_T")
+
+
+class Models:
+    """The newest model that was fetched, shared by the devices of one process."""
+
+    def __init__(self) -> None:
+        self._digest, self._tensors = "", Tensors()
+
+    def get(self, digest: str, fetch: Callable[[], bytes]) -> Tensors:
+        """The model with that sha256. Raises Unavailable if what `fetch` brings is another."""
+        if digest != self._digest:
+            data = fetch()
+            found = hashlib.sha256(data).hexdigest()
+            if found != digest:
+                raise Unavailable(f"the model fetched has sha256 {found[:12]}…, the task says {digest[:12]}…")
+            self._tensors, self._digest = read(data)[0], digest
+        return self._tensors
+
+
+class Agent:
+    """`timer`: seconds of a clock that only goes forward. `models` may be shared with other agents."""
+
+    def __init__(
+        self, device: Device, trainer: Trainer, journal: Journal, transfer: Transfer, link: Link,
+        timer: Callable[[], float], *, app: App | None = None, models: Models | None = None,
+    ) -> None:  # fmt: skip
+        self._device, self._trainer, self._journal = device, trainer, journal
+        self._transfer, self._link, self._timer, self._app = transfer, link, timer, app
+        self._models = models or Models()
+
+    def resume(self) -> None:
+        """After a restart: finish what was promised, and tell again what was answered last."""
+        for entry in self._journal.open():
+            if entry.report is None:
+                self.handle(entry.task)
+            else:
+                self._link.report(entry.report)
+
+    def handle(self, task: Task) -> None:
+        """Do the task, unless it was done: then only tell so again."""
+        if task.v != PROTOCOL or task.device != self._device.name:
+            return
+        entry = self._journal.entry(task)
+        if entry is not None and entry.task.round > task.round:
+            return  # a round that this device has left behind
+        again = entry is not None and entry.task.round == task.round
+        if again and entry is not None and entry.report is not None:
+            self._link.report(entry.report)
+            return
+        attempts = entry.attempts if again and entry is not None else 0
+        report = self._answer(task, attempts)
+        self._journal.settle(task, report)
+        self._link.report(report)
+
+    def _answer(self, task: Task, attempts: int) -> Report:
+        answer = Report(run=task.run, round=task.round, kind=task.kind, device=task.device, state="delivered")
+        if self._transfer.delivered(task.update):
+            return answer
+        if attempts >= ATTEMPTS:
+            reason = f"the process died {attempts} times at this task"
+            return msgspec.structs.replace(answer, state="failed", reason=reason)
+        self._journal.promise(task, attempts + 1)
+        try:
+            update, took = self._work(task)
+        except (BadConfig, BadUpdate) as error:
+            return msgspec.structs.replace(answer, state="refused", reason=error.sentence)
+        except MemoryError:
+            return msgspec.structs.replace(answer, state="refused", reason="not enough memory")
+        except Unavailable:
+            raise  # not this task's fault: whoever runs the agent waits, and lets it resume
+        except Exception as error:  # noqa: BLE001 - the user's code may raise anything; the fleet goes on
+            return msgspec.structs.replace(answer, state="failed", reason=blame(error, self._app))
+        upload, _ = self._timed(lambda: self._transfer.deliver(task.update, update))
+        return msgspec.structs.replace(answer, took=msgspec.structs.replace(took, upload=upload))
+
+    def _work(self, task: Task) -> tuple[bytes, Timings]:
+        """The update file, and how long its making took."""
+        work = Work(device=self._device, round=task.round, seed=task.seed, settings=task.settings)
+        fetch: Callable[[], bytes] = lambda: self._transfer.fetch(task.model)  # noqa: E731
+        download, model = self._timed(lambda: self._models.get(task.digest, fetch))
+        evaluation: Evaluation | None = None
+        start = self._timer()
+        if task.evaluate or task.kind == "evaluate":
+            evaluation = self._evaluate(model, work)
+        if task.kind == "evaluate":
+            if evaluation is None:
+                raise BadConfig("the app has no evaluate(), or this device has nothing to evaluate on")
+            tensors, examples, metrics, extra = Tensors(), evaluation.examples, Metrics(), None
+        else:
+            trained = self._trainer.train(model, work)
+            tensors, examples, extra = trained.tensors, trained.examples, trained.extra
+            metrics = _numbers(trained.metrics)
+            if examples <= 0:
+                raise BadUpdate("trained on no examples")
+        took = Timings(download=download, compute=self._timer() - start)
+        header = UpdateHeader(
+            run=task.run, round=task.round, kind=task.kind, device=task.device, examples=examples,
+            metrics=metrics, evaluation=evaluation, took=took, extra=extra,
+        )  # fmt: skip
+        return write(tensors, encode(header)), took
+
+    def _evaluate(self, model: Tensors, work: Work) -> Evaluation | None:
+        if not can(self._trainer, "evaluate"):
+            return None
+        found: Evaluated | None = self._trainer.evaluate(model, work)  # type: ignore[attr-defined]
+        if found is None or found.examples <= 0:
+            return None
+        return Evaluation(examples=found.examples, metrics=_numbers(found.metrics))
+
+    def _timed(self, work: Callable[[], _T]) -> tuple[float, _T]:
+        start = self._timer()
+        result = work()
+        return self._timer() - start, result
+
+
+def pause(attempt: int, first: float, most: float, chance: float) -> float:
+    """Seconds to wait before look number `attempt` (from 0): doubling up to `most`, with full jitter
+    (`chance` in (0, 1)), so that a fleet that lost its coordinator together does not return together."""
+    return min(most, first * 2.0 ** min(attempt, 60)) * chance
+
+
+def _numbers(metrics: Mapping[str, Any]) -> Metrics:
+    """JSON has no NaN: what is not finite is None."""
+    numbers: Metrics = {}
+    for name, value in metrics.items():
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            raise BadConfig(f"metric {name!r} is not a number: {str(value)[:80]}") from None
+        numbers[str(name)] = number if math.isfinite(number) else None
+    return numbers

@@ -1,0 +1,73 @@
+"""What the user writes, for any framework: a first model, training, and optionally evaluation.
+
+A model is a dict of named numpy arrays, in a fixed order. Only what these functions return ever
+leaves the device.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from msgspec import Struct
+
+from fleetfold.fold.tensors import Tensors
+
+
+class Device(Struct, frozen=True, kw_only=True):
+    """The device that the code runs on. On a simulated fleet `index` of `count` says which share of a
+    data set it holds; `data` is its own file or folder, where the run was given one."""
+
+    name: str
+    index: int = 0
+    count: int = 1
+    data: Path | None = None
+
+
+class Work(Struct, frozen=True, kw_only=True):
+    """One piece of work. The same `seed` must give the same result: draw all chance from it."""
+
+    device: Device
+    round: int
+    seed: int
+    settings: Mapping[str, Any] = {}  # [app] of fleetfold.toml: epochs, learning rate …
+
+
+class Trained(Struct, frozen=True, kw_only=True):
+    """What training returns. `examples`: how many it saw, its weight in the mean. `metrics`: numbers,
+    averaged over devices. `extra`: any JSON, kept with the update."""
+
+    tensors: Tensors
+    examples: int
+    metrics: Mapping[str, float] = {}
+    extra: Any = None
+
+
+class Evaluated(Struct, frozen=True, kw_only=True):
+    """What evaluation returns: numbers such as loss and accuracy, and of how many examples."""
+
+    examples: int
+    metrics: Mapping[str, float]
+
+
+class Trainer(Protocol):
+    """The user's code. `init` and `train` are needed; `Evaluator` and `Tester` say what else there is."""
+
+    def init(self, seed: int) -> Tensors:
+        """The first global model."""
+
+    def train(self, model: Tensors, work: Work) -> Trained:
+        """Train `model` on the device's data. Its arrays are read-only: copy what you change."""
+
+
+class Evaluator(Protocol):
+    """A trainer that can also evaluate on a device."""
+
+    def evaluate(self, model: Tensors, work: Work) -> Evaluated | None:
+        """Score `model` on the device's own data; None: this device has nothing to score it on."""
+
+
+class Tester(Protocol):
+    """A trainer that has a test set of its own, for the coordinator to score every global model on."""
+
+    def test(self, model: Tensors) -> Mapping[str, float]:
+        """Score `model` centrally."""

@@ -1,0 +1,160 @@
+"""What a run shows while it runs: a live table in a terminal, a line a round in a pipe, or JSON.
+
+It reads the ledger as anybody could; the run does not know that it is watched.
+"""
+
+import time
+
+import msgspec
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from fleetfold import wiring
+from fleetfold.round.run import Run, RunState
+from fleetfold.round.state import ENDED
+from fleetfold.view import Row, row
+from fleetfold.wiring import Place
+
+EVERY = 0.1
+"""Seconds between two looks at the ledger: what a person can follow, and what costs the run nothing."""
+
+
+class Board:
+    """Called by the run with its state. `style`: "table", "lines" or "json"."""
+
+    def __init__(self, place: Place, console: Console, style: str) -> None:
+        self._place, self._console, self._style = place, console, style
+        self._rows: dict[tuple[int, str], Row] = {}
+        self._looked = 0.0
+        self._live: Live | None = None
+        self._opened = False
+
+    def __enter__(self) -> "Board":
+        if self._style == "table":
+            self._live = Live(console=self._console, auto_refresh=False, transient=False)
+            self._live.__enter__()
+        return self
+
+    def __exit__(self, *about: object) -> None:
+        if self._live is not None:
+            self._live.__exit__(None, None, None)
+
+    @property
+    def rows(self) -> list[Row]:
+        """Rounds that have ended, in order."""
+        return [r for r in self._rows.values() if r.phase in ENDED]
+
+    def __call__(self, run: Run, ready: int) -> None:
+        now = time.monotonic()
+        if now - self._looked < EVERY and run.state is RunState.RUNNING:
+            return
+        self._looked = now
+        if not self._opened:
+            self._ledger, self._objects = wiring.ledger(self._place), wiring.objects(self._place)
+            self._opened = True
+        self._catch_up(run)
+        if self._live is not None:
+            self._live.update(self._table(run, ready), refresh=True)
+
+    def _catch_up(self, run: Run) -> None:
+        """Read the rounds that may have changed since the last look: the last one seen, and what follows."""
+        open_before = [r for r in self._rows.values() if r.phase not in ENDED]
+        number = open_before[0].round if open_before else (max((n for n, _ in self._rows), default=0))
+        for n in range(max(1, number), run.round + 1):
+            for kind in ("train", "evaluate"):
+                if self._rows.get((n, kind)) and self._rows[n, kind].phase in ENDED:
+                    continue
+                found = self._ledger.round(run.name, n, kind)
+                if found is not None:
+                    new = row(self._ledger, self._objects, found[0], time.time())
+                    self._rows[n, kind] = new
+                    if new.phase in ENDED:
+                        self._say(new, run)
+
+    def _say(self, row: Row, run: Run) -> None:
+        if self._style == "json":
+            print(msgspec.json.encode(row).decode(), flush=True)
+        elif self._style == "lines":
+            self._console.print(
+                f"round {row.round}/{run.settings.rounds}"
+                f"{'' if row.kind == 'train' else ' ' + row.kind} {row.phase}: {row.reason};"
+                f" loss {number(row.loss)}, accuracy {number(row.accuracy)}, {row.seconds:.2f} s",
+                markup=False, highlight=False,
+            )  # fmt: skip
+
+    def _table(self, run: Run, ready: int) -> Group:
+        room = max(3, self._console.size.height - 6)
+        table = rounds_table(list(self._rows.values())[-room:], self._console.width)
+        return Group(table, self._status(run, ready))
+
+    def _status(self, run: Run, ready: int) -> Text:
+        if run.state is not RunState.RUNNING:
+            return Text.from_markup(f"[bold]{run.state.value}[/]: {escape(run.reason)}")
+        if not self._rows:
+            return Text(f"starting workers: {ready} ready")
+        done = sum(1 for r in self._rows.values() if r.phase in ENDED and r.kind == "train")
+        share = done / run.settings.rounds
+        bar = "━" * round(share * 30)
+        left = ""
+        if done:
+            each = sum(r.seconds for r in self._rows.values() if r.phase in ENDED) / done
+            left = f" · about {each * (run.settings.rounds - done):.0f} s left"
+        newest = list(self._rows.values())[-1]
+        return Text.assemble(
+            (bar, "green"), ("━" * (30 - len(bar)), "bright_black"),
+            f" round {newest.round} of {run.settings.rounds}{left}\n",
+            (newest.reason, "dim"),
+        )  # fmt: skip
+
+
+def rounds_table(rows: list[Row], width: int) -> Table:
+    """One row a round. Fits 80 columns; a wider terminal is given the reasons as well."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column("round", justify="right", no_wrap=True)
+    table.add_column("phase", no_wrap=True)
+    for column in ("arrived", "refused", "loss", "accuracy", "seconds", "up", "down"):
+        table.add_column(column, justify="right", no_wrap=True)
+    if wide := width >= 110:
+        table.add_column("reason", overflow="ellipsis", no_wrap=True, ratio=1)
+    for r in rows:
+        name = str(r.round) if r.kind == "train" else f"{r.round} eval"
+        refused = f"[red]{r.refused}[/]" if r.refused else "0"
+        table.add_row(
+            name, f"[{COLOURS.get(r.phase, 'yellow')}]{r.phase}[/]", f"{r.arrived}/{r.cohort}", refused,
+            number(r.loss), number(r.accuracy), f"{r.seconds:.2f}", size(r.bytes_up), size(r.bytes_down),
+            *([escape(r.reason)] if wide else []),
+        )  # fmt: skip
+    return table
+
+
+COLOURS = {
+    "done": "green", "failed": "red", "folding": "cyan",
+    "admitted": "green", "refused": "red", "silent": "bright_black",
+}  # fmt: skip
+"""Of phases and of what became of a device; what waits is yellow."""
+
+
+def plain_table(*columns: str) -> Table:
+    """Words on the left, numbers on the right."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        words = column in ("run", "state", "device", "started", "last seen", "reason", "policy")
+        table.add_column(column, justify="left" if words else "right", no_wrap=column != "reason")
+    return table
+
+
+def number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}" if abs(value) < 1000 else f"{value:.3g}"
+
+
+def size(count: int) -> str:
+    """Bytes for people, in decimal units as networks are billed."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"

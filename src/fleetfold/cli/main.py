@@ -1,0 +1,68 @@
+"""fleetfold: the table of contents of its command line, and the one place where an error becomes words.
+
+An error of ours is one or two lines and exit code 2 (the user's) or 1 (the wire's, or a run that
+failed); `--debug` anywhere on the line shows the traceback instead.
+"""
+
+import sys
+from collections.abc import Sequence
+
+from cyclopts import App, CycloptsError
+from rich.console import Console
+
+from fleetfold import __version__
+from fleetfold.cli.demo import demo
+from fleetfold.cli.export import export
+from fleetfold.cli.init import init
+from fleetfold.cli.run import run
+from fleetfold.cli.show import devices, runs, show
+from fleetfold.cli.sim import sim
+from fleetfold.cli.split import split
+from fleetfold.errors import BadConfig, BadUpdate, FleetfoldError
+
+app = App(
+    name="fleetfold",
+    help="""Federated learning for fleets of edge devices, with no server that has to stay up.
+
+    Start with `fleetfold demo`, or `fleetfold init my-app` and `fleetfold run my-app`.
+    Every command has `--help` with examples; `--debug` shows tracebacks.""",
+    version=__version__,
+    version_flags=["--version"],
+    help_format="markdown",
+)
+for command in (demo, init, run, sim, runs, show, devices, export, split):
+    app.command(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and leave with its exit code."""
+    tokens = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in tokens
+    tokens = [token for token in tokens if token != "--debug"]
+    errors = Console(stderr=True, highlight=False, soft_wrap=True)
+    try:
+        sys.exit(app(tokens, exit_on_error=False, print_error=False, result_action="return_value"))
+    except CycloptsError as error:
+        if debug:
+            raise
+        names = " ".join(token for token in tokens[:1] if not token.startswith("-"))
+        _tell(errors, str(error).strip(), f"fleetfold {names} --help".replace("  ", " "))
+        sys.exit(2)
+    except FleetfoldError as error:
+        if debug:
+            raise
+        _tell(errors, error.sentence, error.next)
+        sys.exit(2 if isinstance(error, BadConfig | BadUpdate) else 1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(141)
+
+
+def _tell(console: Console, sentence: str, next: str) -> None:
+    console.print("[bold red]error:[/]", sentence, markup=True) if "[" not in sentence else console.print(
+        f"error: {sentence}", markup=False
+    )
+    if next:
+        console.print(f"  next: {next}", markup=False)

@@ -1,0 +1,36 @@
+"""Runs by name, number or `latest`, as they lie below FLEETFOLD_HOME."""
+
+from pathlib import Path
+
+from fleetfold import layout, wiring
+from fleetfold.errors import BadConfig
+from fleetfold.wiring import Place
+
+LEDGER = "ledger.db"
+
+
+def all_runs() -> list[Place]:
+    """Every run, the newest first."""
+    home = wiring.home()
+    found = sorted((home / "runs").glob(f"*/{LEDGER}"), key=lambda p: -_begun(p.parent))
+    return [Place(home, path.parent.name) for path in found]
+
+
+def existing(name: str) -> Place:
+    """The run of that name, or the newest for `latest`. Raises BadConfig."""
+    home = wiring.home()
+    if name == "latest":
+        runs = all_runs()
+        if not runs:
+            raise BadConfig(f"there are no runs in {home}", next="fleetfold run APP, or set FLEETFOLD_HOME")
+        return runs[0]
+    place = Place(home, layout.checked_name(name, "run"))
+    if not (place.folder / LEDGER).is_file():
+        raise BadConfig(f"there is no run {name!r} in {home}", next="fleetfold runs")
+    return place
+
+
+def _begun(folder: Path) -> float:
+    """When the run was opened: its first model is never written again."""
+    first = folder / "models" / "000000.safetensors"
+    return first.stat().st_mtime if first.exists() else 0.0

@@ -1,0 +1,116 @@
+"""fleetfold run: train an app over devices on this machine, or go on where a run stood."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from rich.console import Console
+
+from fleetfold import wiring
+from fleetfold.agent.app import App, find_app
+from fleetfold.cli.board import Board, number
+from fleetfold.cli.places import existing
+from fleetfold.cli.settings import Flags, explained, settings_of
+from fleetfold.errors import BadConfig, Unavailable
+from fleetfold.local import run as local_run
+from fleetfold.round.run import Run, RunState
+from fleetfold.wiring import Place
+
+
+def run(
+    app: str | None = None,
+    /,
+    *,
+    resume: Annotated[str | None, Parameter(help="go on with this run, or the `latest`")] = None,
+    json: Annotated[
+        bool, Parameter(help="print one JSON object a round instead of the table", negative="")
+    ] = False,
+    explain: Annotated[
+        bool, Parameter(help="print every setting and where it came from; train nothing", negative="")
+    ] = False,
+    flags: Flags = Flags(),  # noqa: B008 - a dataclass of None, made once
+) -> int:
+    """Train APP over simulated devices on this machine; every device keeps its data to itself.
+
+    APP is a folder with an app.py, a .py file, or module:name. The run lives in
+    `FLEETFOLD_HOME/runs/NAME` (default: `.fleetfold` in the current folder), and survives kill -9 of any
+    of its processes: `--resume latest` goes on where it stood.
+
+    Examples:
+
+    - `fleetfold run examples/digits`
+    - `fleetfold run my-app --devices 40 --cohort 10 --rounds 50 --deadline 30s`
+    - `fleetfold run my-app --select all --quorum 0.8 --json`
+    - `fleetfold run --resume latest --rounds 60`
+    - `fleetfold run my-app --explain`
+    """
+    if resume is not None:
+        return _resume(resume, app, flags, json)
+    if app is None:
+        raise BadConfig("which app?", next="fleetfold run APP, or fleetfold run --resume latest")
+    found = find_app(app)
+    settings, places = settings_of(found, flags)
+    if explain:
+        Console(width=None if sys.stdout.isatty() else 200).print(explained(settings, places))
+        return 0
+    place = local_run.new_place(wiring.home(), found.name)
+    with board(place, json) as watch:
+        ended = local_run.start(found, settings, place, watch)
+    return conclude(ended, place, watch, json)
+
+
+def _resume(name: str, app: str | None, flags: Any, json: bool) -> int:
+    place = existing(name)
+    given = {k: v for k, v in vars(flags).items() if v is not None}
+    rounds = given.pop("rounds", None)
+    if given:
+        raise BadConfig(
+            f"--{next(iter(given)).replace('_', '-')} cannot be changed "
+            "in a run that has begun; only --rounds can",
+            next=f"fleetfold run --resume {place.run}",
+        )
+    found: App | None = find_app(app) if app else None
+    wanted = settings_of(App("", "", "/"), Flags(rounds=rounds))[0].rounds if rounds else None
+    with board(place, json) as watch:
+        ended = local_run.resume(place, found, wanted, watch)
+    return conclude(ended, place, watch, json)
+
+
+def board(place: Place, json: bool) -> Board:
+    console = Console()
+    style = "json" if json else "table" if console.is_terminal else "lines"
+    return Board(place, console, style)
+
+
+def conclude(run: Run, place: Place, board: Board, json: bool) -> int:
+    """Where the run is, what to try next, and the last line: the figures."""
+    failed = run.state is RunState.FAILED
+    if json:
+        return 1 if failed else 0
+    console = Console(highlight=False, soft_wrap=True)
+    if failed:
+        raise Unavailable(f"run {run.name} failed: {run.reason}", next=f"fleetfold show {run.name}")
+    last = [row for row in board.rows if row.accuracy is not None or row.loss is not None][-1:]
+    score = "accuracy –"
+    if last:
+        name = "accuracy" if last[0].accuracy is not None else "loss"
+        score = f"{name} {number(getattr(last[0], name))}"
+    path = _shown(place.folder)
+    console.print(
+        f"\nmodel   {path}/models/{run.version:06}.safetensors\n"
+        f"next    fleetfold show {run.name}"
+        f"\n        fleetfold export {run.name} --out model.safetensors"
+        f"\n        fleetfold run --resume {run.name} --rounds {run.settings.rounds + 10}\n",
+        markup=False,
+    )
+    seconds = (run.ended_at or 0) - run.started_at
+    console.print(f"{score} · rounds {run.round} · seconds {seconds:.0f} · run {path}", markup=False)
+    return 0
+
+
+def _shown(path: Path) -> str:
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -1,0 +1,68 @@
+"""Settings of the command line: one flag for each, made from the class that says them all."""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, field, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Group, Parameter
+from rich.table import Table
+
+from fleetfold.agent.app import App
+from fleetfold.errors import BadConfig
+from fleetfold.settings import NAMES, Settings, default, meaning, resolve, show
+
+_GROUP = Group("Settings", help="Also in fleetfold.toml, and as FLEETFOLD_… in the environment.")
+PREFIX = "FLEETFOLD_"
+
+
+def _flag(name: str) -> tuple[str, Any, Any]:
+    text = f"{meaning(name)} [default: {show(name, default(name))}]"
+    parameter = Parameter(help=text, group=_GROUP, show_default=False, negative="")
+    return name, Annotated[str | None, parameter], field(default=None)
+
+
+Flags: Any = Parameter(name="*")(
+    make_dataclass(
+        "Flags",
+        [_flag(name) for name in NAMES if name != "app"],
+        kw_only=True,
+        namespace={"__module__": __name__},
+    )
+)
+"""A flag for every setting, as text; None where it was not given."""
+
+
+def settings_of(app: App, flags: Any) -> tuple[Settings, dict[str, str]]:
+    """What a run of `app` is told, and where each value came from. Raises BadConfig."""
+    given = {name: value for name, value in asdict(flags).items() if value is not None}
+    file = app.folder / "fleetfold.toml"
+    return resolve({str(file): _file(file), "environment": _environment(), "flag": given})
+
+
+def _file(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except FileNotFoundError:
+        return {}
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadConfig(f"{path}: {error}") from None
+    except OSError as error:
+        raise BadConfig(f"{path}: {error.strerror}") from None
+
+
+def _environment() -> dict[str, Any]:
+    found = {name: os.environ.get(PREFIX + name.upper()) for name in NAMES if name != "app"}
+    return {name: value for name, value in found.items() if value}
+
+
+def explained(settings: Settings, places: Mapping[str, str]) -> Table:
+    """Every setting, its value, where it came from and what it means."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in ("setting", "value", "from", "meaning"):
+        table.add_column(column, overflow="fold")
+    for name in NAMES:
+        table.add_row(name, show(name, getattr(settings, name)), places[name], meaning(name))
+    return table

@@ -1,0 +1,162 @@
+"""fleetfold runs, show and devices: what was run, how a run or a round went, what is known of the fleet."""
+
+import time
+from datetime import datetime
+from typing import Annotated
+
+import msgspec
+from cyclopts import Parameter
+from rich.console import Console
+from rich.markup import escape
+
+from fleetfold import wiring
+from fleetfold.cli.board import COLOURS, number, plain_table, size
+from fleetfold.cli.places import all_runs, existing
+from fleetfold.errors import BadConfig
+from fleetfold.ports import fetch
+from fleetfold.view import last, lines, rows
+
+_JSON = Annotated[bool, Parameter(help="print JSON, one object a line", negative="")]
+
+
+def runs(*, json: _JSON = False) -> None:
+    """List the runs, the newest first.
+
+    Examples:
+
+    - `fleetfold runs`
+    - `fleetfold runs --json`
+    """
+    table = plain_table("run", "state", "rounds", "devices", "loss", "accuracy", "started", "reason")
+    for place in all_runs():
+        ledger, objects = wiring.ledger(place), wiring.objects(place)
+        found = ledger.run(place.run)
+        if found is None:
+            continue
+        run, _ = found
+        ended = rows(ledger, objects, run.name, time.time())
+        loss, accuracy = last(ended, "loss"), last(ended, "accuracy")
+        if json:
+            print(msgspec.json.encode({"run": run, "loss": loss, "accuracy": accuracy}).decode())
+        done = sum(r.kind == "train" and r.phase in ("done", "failed") for r in ended)
+        table.add_row(
+            run.name, run.state.value, f"{done} of {run.settings.rounds}", str(run.settings.devices),
+            number(loss), number(accuracy), _clock(run.started_at), escape(run.reason),
+        )  # fmt: skip
+    if not json:
+        if table.row_count:
+            Console().print(table)
+        else:
+            print(f"no runs in {wiring.home()}\n  next: fleetfold run APP")
+
+
+def show(
+    run: str = "latest",
+    /,
+    *,
+    round: Annotated[int | None, Parameter(name="--round", help="the timeline of this round")] = None,
+    json: _JSON = False,
+) -> None:
+    """Show a run, a row a round; or with --round one round, a line for every device and step.
+
+    Examples:
+
+    - `fleetfold show latest`
+    - `fleetfold show digits-1 --round 3`
+    - `fleetfold show digits-1 --json`
+    """
+    place = existing(run)
+    ledger, objects = wiring.ledger(place), wiring.objects(place)
+    found = ledger.run(place.run)
+    if found is None:
+        raise BadConfig(f"run {place.run} was never opened", next="fleetfold runs")
+    if round is not None:
+        _show_round(place.run, round, place, json)
+        return
+    all_rows = rows(ledger, objects, place.run, time.time())
+    if json:
+        for each in all_rows:
+            print(msgspec.json.encode(each).decode())
+        return
+    value, _ = found
+    console = Console()
+    console.print(f"[bold]{value.name}[/] {value.state.value}: {escape(value.reason)}", highlight=False)
+    console.print(f"app {value.app}\nstarted {_clock(value.started_at)}", markup=False, highlight=False)
+    console.print(rounds_table(all_rows))
+    scored = {r.scored_by for r in all_rows if r.scored_by}
+    meaning = {"test": "the test set", "devices": "the devices, of the model they were given",
+               "trained": "the devices, in training"}  # fmt: skip
+    if scored:
+        console.print("scored by " + "; ".join(meaning[s] for s in sorted(scored)), style="dim")
+
+
+def _show_round(name: str, number_: int, place: wiring.Place, json: bool) -> None:
+    ledger, objects = wiring.ledger(place), wiring.objects(place)
+    found = ledger.round(name, number_)
+    if found is None:
+        raise BadConfig(f"run {name} has no round {number_}", next=f"fleetfold show {name}")
+    round, _ = found
+    cohort = msgspec.json.decode(fetch(objects, round.cohort), type=list[str])
+    timeline = lines(ledger, objects, round, cohort)
+    if json:
+        for each in timeline:
+            print(msgspec.json.encode(each).decode())
+        return
+    console = Console()
+    console.print(f"[bold]{name}[/] round {round.number} {round.phase.value}: {escape(round.reason)}")
+    steps = (
+        ("invited", round.opened_at - round.opened_at), ("closed", round.closed_at - round.opened_at),
+        ("folded", round.ended_at - round.opened_at),
+    )  # fmt: skip
+    console.print(" · ".join(f"{step} {_seconds(max(0.0, at))} s" for step, at in steps), highlight=False)
+    table = plain_table(
+        "device", "state", "examples", "download", "compute", "upload", "total", "bytes", "reason"
+    )
+    for line in timeline:
+        colour = COLOURS.get(line.state, "yellow")
+        table.add_row(
+            line.device, f"[{colour}]{line.state}[/]", str(line.examples), _seconds(line.download),
+            _seconds(line.compute), _seconds(line.upload), _seconds(line.total), size(line.bytes),
+            escape(line.reason),
+        )  # fmt: skip
+    console.print(table)
+
+
+def devices(
+    run: str = "latest",
+    /,
+    *,
+    recent: Annotated[int | None, Parameter(help="only the N heard of last")] = None,
+    json: _JSON = False,
+) -> None:
+    """List a run's devices: when they were last seen, how fast they are, how often they were chosen.
+
+    Examples:
+
+    - `fleetfold devices`
+    - `fleetfold devices digits-1 --recent 10`
+    """
+    place = existing(run)
+    fleet = sorted(wiring.ledger(place).fleet(), key=lambda d: d.name)
+    if recent is not None:
+        fleet = sorted(fleet, key=lambda d: -d.last_seen)[:recent]
+    if json:
+        for device in fleet:
+            print(msgspec.json.encode(device).decode())
+        return
+    table = plain_table("device", "last seen", "examples", "turnaround", "chosen", "arrived", "failures")
+    for d in fleet:
+        table.add_row(
+            escape(d.name), _clock(d.last_seen) if d.last_seen else "never", str(d.examples),
+            "–" if d.turnaround is None else f"{d.turnaround:.2f} s", str(d.chosen), str(d.arrived),
+            str(d.failures),
+        )  # fmt: skip
+    Console().print(table)
+
+
+def _seconds(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _clock(at: float) -> str:
+    return datetime.fromtimestamp(at).strftime("%Y-%m-%d %H:%M:%S")

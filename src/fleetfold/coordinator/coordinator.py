@@ -1,0 +1,388 @@
+"""One step of a run: take in what came, tick the round, do what was decided, go on to the next.
+
+    reports ─▶ intake ─▶ decide ─▶ commit(expect=version) ─▶ act ─▶ (event) ─▶ decide …
+
+Everything it knows lies in the ledger and the objects; what it keeps in memory are copies of what never
+changes. So it may die between any two lines, and the next one goes on from there.
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import msgspec
+from msgspec.structs import replace
+
+from fleetfold import layout
+from fleetfold.coordinator.folding import fold_round, header_of, summary
+from fleetfold.coordinator.intake import Intake, quarantine
+from fleetfold.coordinator.policy import Policies, closing, draw, unit, wanted
+from fleetfold.errors import BadConfig, Unavailable
+from fleetfold.fold.fold import Unfit
+from fleetfold.ledger import Arrival, Ledger, place
+from fleetfold.messages import Kind, Metrics, Report, Task
+from fleetfold.ports import Alarm, Control, Objects, fetch
+from fleetfold.round.decide import Decision, decide, opened
+from fleetfold.round.events import (
+    Arrived,
+    Effect,
+    Event,
+    Fold,
+    Folded,
+    GiveUp,
+    Invite,
+    Publish,
+    Refused,
+    Resumed,
+    Ticked,
+    WakeAt,
+)
+from fleetfold.round.fleet import settle
+from fleetfold.round.run import Run, RunState, advance
+from fleetfold.round.select import choose
+from fleetfold.round.state import ENDED, Phase, Round
+
+Test = Callable[[bytes], Metrics]
+"""Scores a model file on the user's own test set, where there is one."""
+BACKLOG = 8
+"""Rounds back that a late update may come from and still be credited."""
+TRIES = 50
+"""Lost compare-and-sets in a row after which something is wrong with the store."""
+
+
+class Coordinator:
+    """Drives one run. `clock`: seconds since the epoch. `sole`: nobody else drives it, so what a dead
+    one left undone is done at once and not only when its lease is over."""
+
+    def __init__(
+        self, run: str, ledger: Ledger, objects: Objects, control: Control, alarm: Alarm,
+        policies: Policies, clock: Callable[[], float], *, sole: bool = False, test: Test | None = None,
+    ) -> None:  # fmt: skip
+        self._name, self._ledger, self._objects, self._control = run, ledger, objects, control
+        self._alarm, self._policies, self._clock = alarm, policies, clock
+        self._sole, self._test = sole, test
+        self._strangers: dict[str, int] = {}
+        self._seats = lru_cache(maxsize=4)(self._load_cohort)
+        self._header = lru_cache(maxsize=4)(lambda key: header_of(objects, key))
+
+    def step(self) -> float:
+        """Everything that can be done now. → when to look again at the latest, in seconds since the
+        epoch; infinity when the run has ended."""
+        self._take_in()
+        while True:
+            run, _ = self._run()
+            if run.state is not RunState.RUNNING:
+                return float("inf")
+            found = self._ledger.round(run.name, run.round, run.kind)
+            if found is None:
+                if self._clock() < run.opens_at:
+                    return run.opens_at
+                self._open(run)
+                continue
+            round, version = found
+            lease_over = round.leased_at + round.policy.lease
+            if round.outbox and not (self._sole or self._clock() >= lease_over):
+                return lease_over  # whoever decided this is at work on it
+            if round.outbox:
+                self._act(round, version)
+            elif round.phase in ENDED:
+                self._go_on(round)
+            elif self._feed(round, Ticked()).phase is round.phase:
+                return lease_over if round.phase is Phase.FOLDING else round.deadline_at
+
+    def resume(self) -> None:
+        """After a standstill of everything: take in what lies there, and give the others their full
+        time again. For a sole coordinator only."""
+        run, _ = self._run()
+        found = self._ledger.round(run.name, run.round, run.kind)
+        if found is not None and run.state is RunState.RUNNING:
+            self._sweep(found[0])
+            self._feed(found[0], Resumed())
+
+    @property
+    def ignored(self) -> dict[str, int]:
+        """Reports that belong to nothing here, by reason."""
+        return dict(self._strangers)
+
+    # Taking in
+
+    def _take_in(self) -> None:
+        letters = self._control.letters()
+        groups: dict[tuple[str, int, Kind], list[Report]] = {}
+        for letter in letters:
+            report = letter.report
+            groups.setdefault((report.run, report.round, report.kind), []).append(report)
+        for (run, number, kind), reports in groups.items():
+            self._collect(run, number, kind, reports)
+        self._control.acknowledge([letter.receipt for letter in letters])
+
+    def _sweep(self, round: Round) -> None:
+        """Take in updates that lie there although no report of them came."""
+        found = [layout.device_of(key) for key in self._objects.list(layout.updates(place(round)))]
+        reports = [
+            Report(run=round.run, round=round.number, kind=round.kind, device=name, state="delivered")
+            for name in found
+        ]
+        self._collect(round.run, round.number, round.kind, reports)
+
+    def _collect(self, run: str, number: int, kind: Kind, reports: Sequence[Report]) -> None:
+        found = self._ledger.round(run, number, kind) if run == self._name else None
+        if found is None:
+            reason = f"no round {number} of run {run[:80]!r} here"
+            self._strangers[reason] = self._strangers.get(reason, 0) + len(reports)
+            return
+        round, _ = found
+        seats = {name: seat for seat, name in enumerate(self._seats(round.cohort))}
+        model = self._header(layout.model(run, round.base)) if kind == "train" else None
+        Intake(self._ledger, self._objects, round, seats, model).judge(reports, self._clock())
+        known = [self._ledger.arrival(place(round), r.device) for r in reports if r.device in seats]
+        # From the records, not from what was fresh: a report that is repeated after a death between the
+        # record and the round is how the round hears of it.
+        arrivals = [found[0] for found in known if found is not None]
+        admitted = frozenset(a.seat for a in arrivals if a.state == "admitted")
+        refused = frozenset(a.seat for a in arrivals if a.state == "refused")
+        if admitted:
+            self._feed(round, Arrived(admitted))
+        if refused:
+            self._feed(round, Refused(refused))
+        for arrival in arrivals:
+            if arrival.state == "admitted" and not self._counts(round, arrival):
+                arrival = self._demote(round, arrival)
+            if arrival.state in ("late", "credited") and kind == "train":
+                self._credit(round, arrival)
+
+    def _counts(self, round: Round, arrival: Arrival) -> bool:
+        current, _ = self._round(round)
+        return arrival.seat in current.arrived or arrival.seat in current.refused
+
+    def _demote(self, round: Round, arrival: Arrival) -> Arrival:
+        """The round closed between the gate and the event: the update is late after all."""
+        late = replace(arrival, state="late", reason="came as the round closed")
+        found = self._ledger.arrival(place(round), arrival.device)
+        if found is not None and found[0].state == "admitted":
+            self._ledger.swap_arrival(place(round), late, expect=found[1])
+        return late
+
+    def _credit(self, round: Round, arrival: Arrival) -> None:
+        """Credit a late update to the open round, if there is one and the run's policy is to credit;
+        if there is none yet, the next one claims it when it invites."""
+        run, _ = self._run()
+        if run.settings.late == "credit" and run.kind == "train" and run.round > round.number:
+            target = self._ledger.round(run.name, run.round)
+            if target is not None and self._claim(place(round), arrival.device, target[0]):
+                self._feed(target[0], Arrived(credits=frozenset({arrival.key})))
+
+    def _claim(self, where: str, device: str, target: Round) -> bool:
+        """Claim a late update for `target`, exactly once. → whether it is `target`'s to count.
+
+        The claim on the arrival record comes first, the round's own set second. A claim by a round that
+        has closed without counting it is void: that set will not change any more.
+        """
+        found = self._ledger.arrival(where, device)
+        if found is None or found[0].state not in ("late", "credited") or target.phase is not Phase.OPEN:
+            return False
+        arrival, version = found
+        if arrival.credited_to == target.number:
+            return True
+        if arrival.credited_to:
+            holder = self._ledger.round(target.run, arrival.credited_to)
+            if holder is not None and (holder[0].phase is Phase.OPEN or arrival.key in holder[0].credits):
+                return False
+        reason = f"credited to round {target.number}"
+        claim = replace(arrival, state="credited", credited_to=target.number, reason=reason)
+        return self._ledger.swap_arrival(where, claim, expect=version)
+
+    def _backlog(self, round: Round) -> frozenset[str]:
+        """Late updates of earlier rounds that came while no round was open, claimed for this one."""
+        run, _ = self._run()
+        if run.settings.late != "credit" or round.kind != "train":
+            return frozenset()
+        claimed = set()
+        for number in range(max(1, round.number - BACKLOG), round.number):
+            where = layout.round(run.name, number, "train")
+            for arrival in self._ledger.arrivals(where).values():
+                if arrival.state in ("late", "credited") and self._claim(where, arrival.device, round):
+                    claimed.add(arrival.key)
+        return frozenset(claimed)
+
+    # Deciding
+
+    def _feed(self, round: Round, event: Event) -> Round:
+        """Let `event` happen to the round as it is now, commit what was decided, and do it."""
+        for _ in range(TRIES):
+            current, version = self._round(round)
+            decision = decide(current, event, self._clock(), self._policies.close)
+            if not decision.effects and replace(decision.round, reason=current.reason) == current:
+                return current
+            committed = self._commit(current, decision, version)
+            if committed is not None:
+                return self._act(committed, version + 1) if committed.outbox else committed
+        raise Unavailable(f"lost {TRIES} compare-and-sets on {place(round)}")
+
+    def _commit(self, before: Round, decision: Decision, version: int) -> Round | None:
+        waiting = tuple(effect for effect in before.outbox if effect not in decision.effects)
+        after = replace(decision.round, outbox=waiting + decision.effects)
+        return after if self._ledger.save_round(after, version) else None
+
+    def _act(self, round: Round, version: int) -> Round:
+        """Do what the outbox says, in order. An effect leaves it in the commit that follows the deed."""
+        while round.outbox:
+            effect, *rest = round.outbox
+            event = self._perform(effect, round)
+            decision = Decision(round)
+            if event is not None:
+                decision = decide(round, event, self._clock(), self._policies.close)
+            after = replace(decision.round, outbox=(*rest, *decision.effects))
+            if not self._ledger.save_round(after, version):
+                return self._round(round)[0]  # somebody else has gone on from here
+            round, version = after, version + 1
+        return round
+
+    # Acting
+
+    def _perform(self, effect: Effect, round: Round) -> Event | None:
+        """One effect. Every one may be done twice."""
+        match effect:
+            case Invite():
+                self._control.invite(self._tasks(round))
+                if credits := self._backlog(round):
+                    return Arrived(credits=credits)
+            case WakeAt(time):
+                self._alarm.wake_at(round.run, time)
+            case Fold():
+                return self._fold(round)
+            case Publish() | GiveUp():
+                self._settle(round)
+        return None
+
+    def _tasks(self, round: Round) -> list[Task]:
+        run, _ = self._run()
+        where, settings = place(round), run.settings
+        evaluate = settings.evaluate == "same" and round.number % settings.evaluate_every == 0
+        return [
+            Task(
+                run=round.run, round=round.number, kind=round.kind, device=device,
+                model=layout.model(round.run, round.base), digest=run.digest,
+                update=layout.update(where, device),
+                seed=draw(settings.seed, round.kind, round.number, device) >> 32,
+                deadline=round.deadline_at, evaluate=evaluate, settings=settings.app,
+            )
+            for device in self._seats(round.cohort)
+        ]  # fmt: skip
+
+    def _fold(self, round: Round) -> Event:
+        run, _ = self._run()
+        counted = self._counted(round)
+        metrics = summary(counted)
+        model = digest = ""
+        if round.kind == "train":
+            header = self._header(layout.model(round.run, round.base))
+            try:
+                model, digest = fold_round(
+                    self._objects, round, counted, run.settings, header, self._policies.fold
+                )
+            except Unfit as unfit:
+                return self._strike(round, counted, unfit)
+            if self._test is not None:
+                metrics["test"] = self._test(fetch(self._objects, model))
+        return Folded(round.arrived, round.credits, model, digest, metrics)
+
+    def _counted(self, round: Round) -> list[Arrival]:
+        """Arrivals that the round folds, in their fixed order: by seat, then credits by key."""
+        here = {a.seat: a for a in self._ledger.arrivals(place(round)).values()}
+        credited = [self._by_key(key) for key in sorted(round.credits)]
+        return [here[seat] for seat in sorted(round.arrived)] + credited
+
+    def _by_key(self, key: str) -> Arrival:
+        found = self._ledger.arrival(key.partition("/updates/")[0], layout.device_of(key))
+        if found is None:
+            raise Unavailable(f"there is no arrival record of {key}")
+        return found[0]
+
+    def _strike(self, round: Round, counted: Sequence[Arrival], unfit: Unfit) -> Event:
+        """Updates that the fold's own pass found unfit: recorded and quarantined, then the event."""
+        seats, credits = set(), set()
+        for arrival in counted:
+            if arrival.key in unfit.names:
+                quarantine(self._objects, round, arrival.device, unfit.reason)
+                if arrival.key in round.credits:
+                    credits.add(arrival.key)
+                else:
+                    seats.add(arrival.seat)
+                    refused = replace(arrival, state="refused", reason=unfit.reason)
+                    self._ledger.save_arrivals(place(round), [refused])
+        return Refused(frozenset(seats), frozenset(credits))
+
+    def _settle(self, round: Round) -> None:
+        """Teach the registry how the round went for each of its cohort."""
+        if round.kind != "train":
+            return
+        run, _ = self._run()
+        arrivals = self._ledger.arrivals(place(round))
+        cohort = frozenset(self._seats(round.cohort))
+        entries = []
+        for device in self._ledger.fleet():
+            if device.name not in cohort:
+                continue
+            arrival = arrivals.get(device.name)
+            counted = arrival is not None and arrival.state == "admitted"
+            entries.append(
+                settle(
+                    device, round.number,
+                    took=(arrival.at if arrival else round.ended_at) - round.asked_at,
+                    seen=arrival.at if arrival else None,
+                    examples=arrival.examples if arrival and counted else None,
+                    decay=run.settings.turnaround_decay,
+                )
+            )  # fmt: skip
+        self._ledger.save_devices(entries)
+
+    # Going on
+
+    def _open(self, run: Run) -> None:
+        """Choose the cohort, write it down, open the round. If two do it at once, the first one's holds."""
+        fleet = self._ledger.fleet()
+        cohort, invited = wanted(run.settings, len(fleet))
+        draws = [unit(run.settings.seed, run.kind, run.round, d.name) for d in fleet]
+        names = choose(self._policies.select, fleet, invited, draws, run.round)
+        if not names:
+            raise BadConfig(f"run {run.name}: no device to invite to round {run.round}")
+        text = msgspec.json.encode(names)
+        where = layout.round(run.name, run.round, run.kind)
+        key = layout.cohort(where, hashlib.sha256(text).hexdigest()[:16])
+        self._objects.put(key, [text])
+        # A rule may choose more than were asked for ("all") or fewer: the quorum follows who was invited.
+        seats = len(names)
+        now = self._clock()
+        policy = closing(run.settings, seats if seats > invited else min(cohort, seats), seats)
+        round = Round(
+            run=run.name, number=run.round, kind=run.kind, base=run.version, cohort=key,
+            invited=seats, policy=policy, opened_at=now,
+        )  # fmt: skip
+        decision = opened(round, now)
+        committed = replace(decision.round, outbox=decision.effects)
+        if self._ledger.save_round(committed, expect=0):
+            self._act(committed, 1)
+
+    def _go_on(self, round: Round) -> None:
+        run, version = self._run()
+        after = advance(run, round, self._clock(), self._policies.cadence)
+        if after != run:
+            self._ledger.save_run(after, expect=version)
+
+    # Reading
+
+    def _run(self) -> tuple[Run, int]:
+        found = self._ledger.run(self._name)
+        if found is None:
+            raise Unavailable(f"there is no run {self._name}")
+        return found
+
+    def _round(self, round: Round) -> tuple[Round, int]:
+        found = self._ledger.round(round.run, round.number, round.kind)
+        if found is None:
+            raise Unavailable(f"there is no {place(round)}")
+        return found
+
+    def _load_cohort(self, key: str) -> tuple[str, ...]:
+        return tuple(msgspec.json.decode(fetch(self._objects, key), type=list[str]))

@@ -1,0 +1,100 @@
+"""What devices send, taken in: report → gate → arrival record → event for the round.
+
+    admitted   counts            refused   quarantined with its reason, the round goes on
+    late       came after its round closed: dropped, or credited to the open round, exactly once
+
+The arrival record is written before the round is told, and the report is acknowledged after both: a
+death in between repeats the work and changes nothing.
+"""
+
+from collections.abc import Iterable
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+
+from fleetfold import layout
+from fleetfold.errors import BadUpdate
+from fleetfold.fold.gate import Expected, admit
+from fleetfold.fold.tensors import Header
+from fleetfold.ledger import Arrival, Ledger, place
+from fleetfold.messages import Report
+from fleetfold.ports import Objects
+from fleetfold.round.state import Phase, Round
+
+
+class Intake:
+    """Judges what came for one round. `model`: the header of the round's base model, None to evaluate."""
+
+    def __init__(
+        self, ledger: Ledger, objects: Objects, round: Round, seats: dict[str, int], model: Header | None
+    ) -> None:
+        self._ledger, self._objects, self._round = ledger, objects, round
+        self._seats, self._model = seats, model
+
+    def judge(self, reports: Iterable[Report], now: float) -> list[Arrival]:
+        """Arrivals that were not known before, recorded. Reports of strangers are quarantined."""
+        where = place(self._round)
+        fresh: dict[str, Arrival] = {}
+        for report in reports:
+            seat = self._seats.get(report.device)
+            if seat is None:
+                self._quarantine(report.device, f"{report.device!r} was not invited to this round")
+            elif report.device not in fresh and self._ledger.arrival(where, report.device) is None:
+                fresh[report.device] = self._judge_one(report, seat, now)
+        self._ledger.save_arrivals(where, fresh.values())
+        return list(fresh.values())
+
+    def _judge_one(self, report: Report, seat: int, now: float) -> Arrival:
+        where = place(self._round)
+        known = Arrival(
+            device=report.device, seat=seat, state="refused", at=now, took=report.took,
+            base=self._round.base, key=layout.update(where, report.device),
+        )  # fmt: skip
+        if report.state != "delivered":
+            return replace(known, reason=f"device {report.state}: {report.reason[:500]}")
+        size = self._objects.size(known.key)
+        if size is None:
+            return self._refuse(known, f"there is no update at {known.key}")
+        expected = Expected(
+            run=self._round.run, round=self._round.number, kind=self._round.kind,
+            device=report.device, model=self._model,
+        )  # fmt: skip
+        try:
+            update, _ = admit(lambda offset, n: _bytes(self._objects, known.key, offset, n), size, expected)
+        except BadUpdate as error:
+            return self._refuse(replace(known, size=size), error.sentence)
+        admitted = replace(
+            known, state="admitted", size=size, examples=update.examples, metrics=update.metrics,
+            evaluation=update.evaluation,
+            took=replace(update.took, upload=report.took.upload),
+        )  # fmt: skip
+        if self._round.phase is Phase.OPEN:
+            return admitted
+        late = now - self._round.closed_at
+        return replace(admitted, state="late", reason=f"came {late:.1f} s after the round closed")
+
+    def _refuse(self, arrival: Arrival, reason: str) -> Arrival:
+        self._quarantine(arrival.device, reason)
+        return replace(arrival, state="refused", reason=reason)
+
+    def _quarantine(self, device: str, reason: str) -> None:
+        quarantine(self._objects, self._round, device, reason)
+
+
+class Quarantined(Struct, frozen=True):
+    device: str
+    reason: str
+
+
+def quarantine(objects: Objects, round: Round, device: str, reason: str) -> None:
+    """Write down what was refused and why, beside the round. The file itself stays where it is."""
+    if layout.valid_name(device):
+        key = layout.quarantine(place(round), device)
+        objects.put(key, [msgspec.json.encode(Quarantined(device, reason))])
+
+
+def _bytes(objects: Objects, key: str, offset: int, length: int) -> bytes:
+    into = bytearray(length)
+    done = objects.read(key, offset, memoryview(into))
+    return bytes(into[:done])

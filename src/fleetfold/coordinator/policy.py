@@ -1,0 +1,81 @@
+"""The run's settings as functions: a word names one of ours, `module:name` the user's own."""
+
+import hashlib
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from msgspec import Struct
+
+from fleetfold.errors import BadConfig
+from fleetfold.fold.fold import ChunkFold
+from fleetfold.round.decide import Close
+from fleetfold.round.run import Cadence
+from fleetfold.round.select import RULES, Rule
+from fleetfold.round.state import Policy
+from fleetfold.settings import Settings, count
+
+
+class Policies(Struct, frozen=True, kw_only=True):
+    """How a run selects, closes, folds and paces itself."""
+
+    select: Rule
+    close: Close | None
+    fold: ChunkFold | None
+    cadence: Cadence
+
+
+def policies(settings: Settings) -> Policies:
+    """Raises BadConfig naming the setting, where a `module:name` cannot be imported or called."""
+    cadence = settings.cadence
+    return Policies(
+        select=RULES.get(settings.select) or load(settings.select, "select"),
+        close=None if settings.close == "target" else load(settings.close, "close"),
+        fold=None if settings.fold == "mean" else load(settings.fold, "fold"),
+        cadence=load(cadence, "cadence") if isinstance(cadence, str) else lambda _: cadence,
+    )
+
+
+def load(reference: str, setting: str) -> Callable[..., Any]:
+    """The function that `module:name` names."""
+    module, _, name = reference.partition(":")
+    try:
+        found = getattr(import_module(module), name)
+    except ImportError as error:
+        raise BadConfig(
+            f"{setting} = {reference!r}: {error}",
+            next="put the module beside the app's file, or on PYTHONPATH",
+        ) from None
+    except AttributeError:
+        raise BadConfig(f"{setting} = {reference!r}: module {module!r} has no {name!r}") from None
+    if not callable(found):
+        raise BadConfig(f"{setting} = {reference!r} is not a function")
+    return found  # type: ignore[no-any-return]
+
+
+def wanted(settings: Settings, eligible: int) -> tuple[int, int]:
+    """(devices whose updates are wanted in a round, devices to invite for that)."""
+    cohort = count(settings.cohort, eligible)
+    return cohort, min(eligible, -int(-cohort * (1 + settings.over_select) // 1))
+
+
+def closing(settings: Settings, cohort: int, invited: int) -> Policy:
+    """When a round of `cohort` wanted and `invited` invited devices may close."""
+    target = min(count(settings.target, cohort), invited)
+    return Policy(
+        target=target,
+        quorum=min(count(settings.quorum, cohort), target),
+        deadline=settings.deadline,
+        lease=settings.lease,
+    )
+
+
+def draw(seed: int, *names: object) -> int:
+    """64 bits of chance that belong to these names: the same for the same run, round and device."""
+    text = "/".join(map(str, (seed, *names))).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+
+
+def unit(seed: int, *names: object) -> float:
+    """A number in (0, 1) from `draw`."""
+    return ((draw(seed, *names) >> 11) + 0.5) / (1 << 53)

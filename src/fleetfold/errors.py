@@ -1,0 +1,29 @@
+"""Errors come in three kinds: the user's, the device's and the wire's.
+
+An adapter translates its vendor's exceptions once, where it meets them; the CLI turns a kind into one
+sentence that names the thing, the place and the next command. Nobody else catches them.
+"""
+
+
+class FleetfoldError(Exception):
+    """What a person is told: one sentence, and the command to run next where there is one."""
+
+    def __init__(self, sentence: str, *, next: str = "") -> None:
+        super().__init__(sentence)
+        self.sentence = sentence
+        self.next = next
+
+    def __str__(self) -> str:
+        return f"{self.sentence}\n  next: {self.next}" if self.next else self.sentence
+
+
+class BadConfig(FleetfoldError):
+    """The user's: an app, a setting, a flag or a file is not what it has to be."""
+
+
+class BadUpdate(FleetfoldError):
+    """The device's: what it sent is not an update for this round. It is quarantined, the round goes on."""
+
+
+class Unavailable(FleetfoldError):
+    """The wire's: a disk, a database or a peer does not answer. Nothing is lost; try again."""

@@ -1,0 +1,200 @@
+"""A model or an update as a file: the safetensors format, read through checked views, never unpickled.
+
+    8 bytes: length of the header │ header: JSON {name: {dtype, shape, data_offsets}} │ tensors, no gaps
+
+The header's `__metadata__` holds one text, `fleetfold`: JSON of ours. Format: safetensors 0.x, whose
+own reader reads what is written here. A file from a device is hostile until `parse_header` has seen it.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from fleetfold.errors import BadUpdate
+
+Tensors = dict[str, NDArray[Any]]
+"""Named arrays, in the model's order."""
+
+DTYPES: Mapping[str, np.dtype[Any]] = {
+    "F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"),
+    "I64": np.dtype("<i8"), "I32": np.dtype("<i4"), "I16": np.dtype("<i2"), "I8": np.dtype("i1"),
+    "U64": np.dtype("<u8"), "U32": np.dtype("<u4"), "U16": np.dtype("<u2"), "U8": np.dtype("u1"),
+    "BOOL": np.dtype("bool"),
+}  # fmt: skip
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
+
+PREFIX = 8
+"""Bytes before the header: its length, little-endian."""
+METADATA_LIMIT = 1 << 20
+"""Bytes that the metadata of one file may take."""
+ALIGNMENT = 64
+"""The tensors of files written here start at a multiple of this, a cache line."""
+
+
+class Tensor(Struct, frozen=True):
+    """Where one tensor lies: bytes [start, stop) from the file's beginning."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+class Header(Struct, frozen=True):
+    """A file's table of tensors, in the order in which they lie, its length, and our metadata (JSON)."""
+
+    tensors: tuple[Tensor, ...]
+    size: int
+    metadata: bytes = b""
+
+    @property
+    def layout(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Name → (dtype, shape): what two files must share to be folded together."""
+        return {t.name: (t.dtype, t.shape) for t in self.tensors}
+
+
+def write_header(layout: Mapping[str, tuple[str, tuple[int, ...]]], metadata: bytes) -> bytes:
+    """The first bytes of a file of that layout, up to where the tensors begin. Same input, same bytes."""
+    table: dict[str, Any] = {"__metadata__": {"fleetfold": metadata.decode()}}
+    position = 0
+    for name, (dtype, shape) in layout.items():
+        end = position + _bytes(dtype, shape)
+        table[name] = {"dtype": dtype, "shape": shape, "data_offsets": (position, end)}
+        position = end
+    text = msgspec.json.encode(table)
+    text += b" " * (-(PREFIX + len(text)) % ALIGNMENT)
+    return len(text).to_bytes(PREFIX, "little") + text
+
+
+def layout_of(tensors: Tensors) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Name → (dtype, shape). Raises BadUpdate for a dtype that the format here does not have."""
+    layout = {}
+    for name, array in tensors.items():
+        code = _CODES.get(array.dtype.newbyteorder("<"))
+        if code is None or name == "__metadata__":
+            raise BadUpdate(f"tensor {name!r}: dtype {array.dtype} cannot be stored; use one of {_known()}")
+        layout[name] = (code, tuple(array.shape))
+    return layout
+
+
+def write(tensors: Tensors, metadata: bytes = b"{}") -> bytes:
+    """A whole file in memory."""
+    parts = [write_header(layout_of(tensors), metadata)]
+    parts += [np.ascontiguousarray(a, a.dtype.newbyteorder("<")).tobytes() for a in tensors.values()]
+    return b"".join(parts)
+
+
+def header_length(prefix: bytes, size: int, limit: int) -> int:
+    """Bytes up to where the tensors begin, from a file's first 8 bytes. Raises BadUpdate over `limit`."""
+    if size < PREFIX or len(prefix) < PREFIX:
+        raise BadUpdate(f"cut off: {size} bytes are not a file of tensors")
+    length = int.from_bytes(prefix[:PREFIX], "little")
+    if length > limit:
+        raise BadUpdate(f"header of {length} bytes, at most {limit} are read")
+    if PREFIX + length > size:
+        raise BadUpdate(f"cut off: header of {length} bytes in a file of {size}")
+    return PREFIX + length
+
+
+class _Entry(Struct):
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
+
+
+_TABLE = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_ENTRY = msgspec.json.Decoder(_Entry)
+_METADATA = msgspec.json.Decoder(dict[str, str])
+
+
+def parse_header(head: bytes, size: int) -> Header:
+    """The header of a file of `size` bytes, from its first bytes (all of the header at least).
+
+    Raises BadUpdate unless every tensor has a known dtype, the bytes that its shape takes, and the
+    tensors cover the rest of the file without gap or overlap.
+    """
+    begin = header_length(head, size, len(head))
+    try:
+        table = _TABLE.decode(head[PREFIX:begin])
+        metadata = _METADATA.decode(table.pop("__metadata__", msgspec.Raw(b"{}"))).get("fleetfold", "")
+        entries = {name: _ENTRY.decode(raw) for name, raw in table.items()}
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
+        raise BadUpdate(f"header is not a table of tensors: {str(error)[:200]}") from None
+    tensors = sorted(
+        (
+            Tensor(name, e.dtype, e.shape, begin + e.data_offsets[0], begin + e.data_offsets[1])
+            for name, e in entries.items()
+        ),
+        key=lambda t: (t.start, t.stop),
+    )
+    position = begin
+    for tensor in tensors:
+        if tensor.dtype not in DTYPES:
+            raise BadUpdate(f"tensor {tensor.name[:80]!r}: unknown dtype {tensor.dtype[:20]!r}")
+        if any(n < 0 for n in tensor.shape) or tensor.stop - tensor.start != _bytes(
+            tensor.dtype, tensor.shape
+        ):
+            raise BadUpdate(f"tensor {tensor.name[:80]!r}: its bytes are not those of its shape")
+        if tensor.start != position:
+            raise BadUpdate(f"tensor {tensor.name[:80]!r}: lies at {tensor.start}, expected {position}")
+        position = tensor.stop
+    if position != size:
+        raise BadUpdate(f"{'cut off' if position > size else 'too long'}: {size} bytes, expected {position}")
+    return Header(tuple(tensors), size, metadata.encode())
+
+
+def views(data: bytes | memoryview, header: Header) -> Tensors:
+    """The tensors of a whole file, read-only and without copies."""
+    return {
+        t.name: np.frombuffer(data, DTYPES[t.dtype], _elements(t.shape), t.start).reshape(t.shape)
+        for t in header.tensors
+    }
+
+
+def read(data: bytes | memoryview, limit: int = 1 << 26) -> tuple[Tensors, bytes]:
+    """Tensors (views) and metadata of a whole file. Raises BadUpdate."""
+    begin = header_length(bytes(data[:PREFIX]), len(data), limit)
+    header = parse_header(bytes(data[:begin]), len(data))
+    return views(data, header), header.metadata
+
+
+class Segment(Struct, frozen=True):
+    """Neighbouring tensors of one dtype: elements that are folded alike, wherever one tensor ends."""
+
+    dtype: str
+    start: int
+    stop: int
+
+
+def segments(header: Header) -> Iterator[Segment]:
+    """The file's tensors as few ranges of one dtype each, in order; empty tensors take no room."""
+    current: Segment | None = None
+    for tensor in header.tensors:
+        if current is not None and tensor.dtype == current.dtype:
+            current = Segment(current.dtype, current.start, tensor.stop)
+        else:
+            if current is not None and current.stop > current.start:
+                yield current
+            current = Segment(tensor.dtype, tensor.start, tensor.stop)
+    if current is not None and current.stop > current.start:
+        yield current
+
+
+def _elements(shape: tuple[int, ...]) -> int:
+    product = 1
+    for n in shape:
+        product *= n
+    return product
+
+
+def _bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    return _elements(shape) * DTYPES[dtype].itemsize
+
+
+def _known() -> str:
+    return ", ".join(str(d.name) for d in DTYPES.values())

@@ -1,0 +1,77 @@
+"""Where things live: the keys of objects and records, and which names are allowed in them.
+
+    runs/{run}/models/{version:06}.safetensors               objects: written once
+    runs/{run}/rounds/{round:06}/updates/{device}.safetensors
+    runs/{run}/rounds/{round:06}/arrivals/{device}           records: one small one each
+
+A round that only evaluates is named like the round whose model it evaluates, with `-evaluate` behind it.
+"""
+
+import re
+
+from fleetfold.errors import BadConfig
+from fleetfold.messages import Kind
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def valid_name(name: str) -> bool:
+    """Whether `name` may name a device or a run: it becomes part of keys, topics and file names."""
+    return _NAME.fullmatch(name) is not None and ".." not in name
+
+
+def checked_name(name: str, what: str) -> str:
+    if not valid_name(name):
+        raise BadConfig(
+            f"{what} {name[:80]!r} is not a name: 1 to 64 of letters, digits, '.', '_', '-', "
+            "starting with a letter or digit"
+        )
+    return name
+
+
+def run(run: str) -> str:
+    return f"runs/{run}"
+
+
+def model(run: str, version: int) -> str:
+    return f"runs/{run}/models/{version:06}.safetensors"
+
+
+def round(run: str, number: int, kind: Kind) -> str:
+    return f"runs/{run}/rounds/{number:06}" + ("" if kind == "train" else f"-{kind}")
+
+
+def update(round: str, device: str) -> str:
+    return f"{updates(round)}{device}.safetensors"
+
+
+def updates(round: str) -> str:
+    return f"{round}/updates/"
+
+
+def device_of(update: str) -> str:
+    """The device that an update's key belongs to: identity is where it was written, not what it claims."""
+    return update.rpartition("/")[2].removesuffix(".safetensors")
+
+
+def quarantine(round: str, device: str) -> str:
+    return f"{round}/quarantine/{device}.json"
+
+
+def cohort(round: str, digest: str) -> str:
+    return f"{round}/cohort-{digest}.json"
+
+
+def arrival(round: str, device: str) -> str:
+    return f"{arrivals(round)}{device}"
+
+
+def arrivals(round: str) -> str:
+    return f"{round}/arrivals/"
+
+
+def device(device: str) -> str:
+    return f"fleet/{device}"
+
+
+FLEET = "fleet/"

@@ -1,0 +1,110 @@
+"""The records, typed: what is known of runs, rounds, arrivals and devices. Everybody reads here.
+
+runs/{run}                                the run            changed by compare-and-set
+runs/{run}/rounds/{n}                     the round          changed by compare-and-set
+runs/{run}/rounds/{n}/arrivals/{device}   one arrival each
+fleet/{device}                            the registry
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Literal, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from fleetfold import layout
+from fleetfold.messages import Evaluation, Kind, Metrics, Timings, encode
+from fleetfold.ports import Record, Records
+from fleetfold.round.fleet import Device
+from fleetfold.round.run import Run
+from fleetfold.round.state import Round
+
+_S = TypeVar("_S", bound=Struct)
+
+
+class Arrival(Struct, frozen=True, kw_only=True):
+    """What became of one device's part in one round, written once the gate has seen it.
+
+    Weights of the fold come from here. A late arrival that is credited names the round that counts it.
+    """
+
+    device: str
+    seat: int
+    state: Literal["admitted", "refused", "late", "credited"]
+    reason: str = ""
+    key: str = ""  # of the update file
+    size: int = 0
+    base: int = 0  # version of the model that it was trained from
+    examples: int = 0
+    metrics: Metrics = {}
+    evaluation: Evaluation | None = None
+    took: Timings = Timings()
+    at: float = 0.0  # seconds since the epoch, by the coordinator's clock
+    credited_to: int = 0
+
+
+_RUN = msgspec.json.Decoder(Run)
+_ROUND = msgspec.json.Decoder(Round)
+_ARRIVAL = msgspec.json.Decoder(Arrival)
+_DEVICE = msgspec.json.Decoder(Device)
+
+
+class Ledger:
+    def __init__(self, records: Records) -> None:
+        self._records = records
+
+    def run(self, name: str) -> tuple[Run, int] | None:
+        """The run and its version."""
+        return _typed(_RUN, self._records.get(layout.run(name)))
+
+    def save_run(self, run: Run, expect: int) -> bool:
+        return self._records.swap(layout.run(run.name), encode(run), expect)
+
+    def round(self, run: str, number: int, kind: Kind = "train") -> tuple[Round, int] | None:
+        """The round and its version."""
+        return _typed(_ROUND, self._records.get(layout.round(run, number, kind)))
+
+    def save_round(self, round: Round, expect: int) -> bool:
+        return self._records.swap(place(round), encode(round), expect)
+
+    def rounds(self, run: str) -> list[Round]:
+        """All rounds of a run, in order; an evaluation follows the round that it evaluates."""
+        prefix = f"{layout.run(run)}/rounds/"
+        found = self._records.scan(prefix)
+        return [_ROUND.decode(record.value) for key, record in found if "/" not in key[len(prefix) :]]
+
+    def arrivals(self, round: str) -> dict[str, Arrival]:
+        """Device → its arrival, of the round with that key."""
+        found = self._records.scan(layout.arrivals(round))
+        arrivals = (_ARRIVAL.decode(record.value) for _, record in found)
+        return {arrival.device: arrival for arrival in arrivals}
+
+    def arrival(self, round: str, device: str) -> tuple[Arrival, int] | None:
+        return _typed(_ARRIVAL, self._records.get(layout.arrival(round, device)))
+
+    def save_arrivals(self, round: str, arrivals: Iterable[Arrival]) -> None:
+        self._records.put_many([(layout.arrival(round, a.device), encode(a)) for a in arrivals])
+
+    def swap_arrival(self, round: str, arrival: Arrival, expect: int) -> bool:
+        return self._records.swap(layout.arrival(round, arrival.device), encode(arrival), expect)
+
+    def fleet(self) -> list[Device]:
+        """The registry, by name."""
+        return [_DEVICE.decode(record.value) for _, record in self._records.scan(layout.FLEET)]
+
+    def enlist(self, names: Sequence[str]) -> None:
+        """Put devices into the registry; who is there already stays as it is."""
+        known = {device.name for device in self.fleet()}
+        self.save_devices([Device(name=name) for name in names if name not in known])
+
+    def save_devices(self, devices: Iterable[Device]) -> None:
+        self._records.put_many([(layout.device(d.name), encode(d)) for d in devices])
+
+
+def place(round: Round) -> str:
+    """The round's key."""
+    return layout.round(round.run, round.number, round.kind)
+
+
+def _typed(decoder: "msgspec.json.Decoder[_S]", record: Record | None) -> tuple[_S, int] | None:
+    return None if record is None else (decoder.decode(record.value), record.version)

@@ -1,0 +1,41 @@
+"""One process at a time holds a run: the operating system's lock on a file, gone with its holder."""
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fleetfold.errors import BadConfig, Unavailable
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold the run in `folder`. Raises BadConfig that says who holds it, if somebody does."""
+    path = folder / "lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    except OSError as error:
+        raise Unavailable(f"cannot open {path}: {error.strerror}") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise _held_by(file.read(), folder) from None
+        file.truncate(0)
+        file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
+        file.flush()
+        yield
+
+
+def _held_by(text: str, folder: Path) -> BadConfig:
+    try:
+        holder = json.loads(text)
+        who, stop = f"process {holder['pid']} on {holder['host']}", f"kill {holder['pid']}"
+    except (ValueError, KeyError, TypeError):
+        who, stop = "another process", "wait for it"
+    return BadConfig(f"run {folder.name} is held by {who}", next=f"wait for it, or: {stop}")

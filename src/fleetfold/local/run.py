@@ -1,0 +1,162 @@
+"""A run on one machine, from its opening or from where it stood, to its end.
+
+open ─▶ first model ─▶ ┌ step ─▶ watch ─▶ wait for a hint or the deadline ┐ ─▶ end
+                       └──────────────────────◀──────────────────────────┘
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from fleetfold import layout, wiring
+from fleetfold.agent.app import App, blame, can, load_trainer
+from fleetfold.agent.trainer import Trainer
+from fleetfold.coordinator.coordinator import Test
+from fleetfold.coordinator.opening import open_run
+from fleetfold.coordinator.policy import policies
+from fleetfold.errors import BadConfig, BadUpdate, FleetfoldError
+from fleetfold.fold.tensors import read, write
+from fleetfold.ledger import Ledger
+from fleetfold.local.lock import held
+from fleetfold.local.worker import Orders
+from fleetfold.local.workers import Hinting, Workers
+from fleetfold.round.run import Run, RunState
+from fleetfold.settings import Settings
+from fleetfold.wiring import Place
+
+Watch = Callable[[Run, int], None]
+"""Is shown the run whenever something may have changed, with the number of workers that are ready."""
+
+
+def start(app: App, settings: Settings, place: Place, watch: Watch) -> Run:
+    """Open a new run of `app` and drive it to its end."""
+    with held(place.folder):
+        trainer = _prepared(app, settings)
+        durable = wiring.is_durable(settings)
+        ledger, objects = wiring.ledger(place, durable=durable), wiring.objects(place, durable=durable)
+        names = [device.name for device in wiring.devices(settings)]
+        model = _first_model(app, trainer, settings)
+        open_run(place.run, app.place, settings, model, names, ledger, objects, time.time())
+        return _drive(app, trainer, place, ledger, watch, resumed=False)
+
+
+def resume(place: Place, app: App | None, rounds: int | None, watch: Watch) -> Run:
+    """Go on with a run from where it stood. `rounds`: train until that many are done instead."""
+    with held(place.folder):
+        ledger = wiring.ledger(place)
+        found = ledger.run(place.run)
+        if found is None:
+            raise BadConfig(
+                f"run {place.run} was never opened; there is nothing to resume", next="fleetfold run APP"
+            )
+        run, version = found
+        ledger = wiring.ledger(place, durable=wiring.is_durable(run.settings))
+        if app is None:
+            folder = Path(run.app).parent if run.app.endswith(".py") else Path.cwd()
+            app = App(place.run.rpartition("-")[0], run.app, str(folder))
+        if rounds is not None and rounds != run.settings.rounds:
+            run = _extended(run, rounds)
+            ledger.save_run(run, version)
+        trainer = _prepared(app, run.settings)
+        return _drive(app, trainer, place, ledger, watch, resumed=True)
+
+
+def new_place(home: Path, app: str) -> Place:
+    """A place for a new run of `app`: its name and the next free number."""
+    number = 1
+    name = layout.checked_name("".join(c if c.isalnum() or c in "-_" else "-" for c in app), "app")
+    while (home / layout.run(f"{name}-{number}")).exists():
+        number += 1
+    return Place(home, f"{name}-{number}")
+
+
+def _prepared(app: App, settings: Settings) -> Trainer:
+    """The trainer, and everything that a bad setting would trip over later, tried now."""
+    wiring.import_paths(app)
+    policies(settings)
+    wiring.devices(settings)
+    return load_trainer(app)
+
+
+def _extended(run: Run, rounds: int) -> Run:
+    if rounds < run.round:
+        raise BadConfig(f"run {run.name} stands at round {run.round}; --rounds {rounds} is behind it")
+    run = replace(run, settings=replace(run.settings, rounds=rounds))
+    if run.state is RunState.DONE:  # its last round has ended: the next one is due
+        run = replace(run, state=RunState.RUNNING, round=run.round + 1, ended_at=0.0, reason="")
+    return run
+
+
+def _first_model(app: App, trainer: Trainer, settings: Settings) -> bytes:
+    if settings.init:
+        try:
+            tensors, _ = read(Path(settings.init).expanduser().read_bytes())
+            return write(tensors)
+        except OSError as error:
+            raise BadConfig(f"init = {settings.init!r}: {error.strerror}") from None
+        except BadUpdate as error:
+            raise BadConfig(
+                f"init = {settings.init!r}: {error.sentence}",
+                next="fleetfold export RUN --out model.safetensors writes such a file",
+            ) from None
+    with _users_code(app, "init()"):
+        tensors = trainer.init(settings.seed)
+    try:
+        return write(tensors)
+    except BadUpdate as error:
+        raise BadConfig(f"{app.place}: init(): {error.sentence}") from None
+
+
+def _drive(app: App, trainer: Trainer, place: Place, ledger: Ledger, watch: Watch, *, resumed: bool) -> Run:
+    found = ledger.run(place.run)
+    assert found is not None
+    run, _ = found
+    if run.state is not RunState.RUNNING:
+        return run
+    settings = run.settings
+    count = min(settings.workers or os.cpu_count() or 1, settings.devices)
+    orders = Orders(str(place.home), place.run, app, settings, 0, count, 0)
+    control = wiring.control(place, durable=wiring.is_durable(settings))
+    with (place.folder / "workers.log").open("ab") as log, Workers(orders, log) as workers:
+        coordinator = wiring.coordinator(
+            place, settings, Hinting(control, workers), time.time, _test(app, trainer)
+        )
+        while workers.ready < count:  # the deadline is for training, not for loading what trains
+            watch(run, workers.ready)
+            workers.wait(0.2)
+        if resumed:
+            coordinator.resume()
+        while (wake := coordinator.step()) != float("inf"):
+            run, _ = ledger.run(place.run) or (run, 0)
+            watch(run, workers.ready)
+            workers.wait(min(wake - time.time(), 0.25))
+    run, _ = ledger.run(place.run) or (run, 0)
+    watch(run, 0)
+    return run
+
+
+def _test(app: App, trainer: Trainer) -> Test | None:
+    if not can(trainer, "test"):
+        return None
+
+    def test(model: bytes) -> dict[str, float | None]:
+        with _users_code(app, "test()"):
+            scores = trainer.test(read(model)[0])  # type: ignore[attr-defined]
+            return {str(name): float(value) for name, value in scores.items()}
+
+    return test
+
+
+@contextmanager
+def _users_code(app: App, what: str) -> Iterator[None]:
+    """Whatever the user's code raises becomes one sentence that names the line."""
+    try:
+        yield
+    except FleetfoldError:
+        raise
+    except Exception as error:
+        raise BadConfig(f"{app.place}: {what}: {blame(error, app)}") from error

@@ -1,0 +1,106 @@
+"""A worker process: the real agent for its share of the simulated devices, with the trainer kept warm.
+
+It hears "look" on its socket, and says "reported" or "error" there. When the socket closes, its
+coordinator is dead, and so is it, whatever it was doing: the next one resumes from the journal.
+"""
+
+import os
+import random
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+from msgspec import Struct
+
+from fleetfold import wiring
+from fleetfold.agent.app import App, load_trainer
+from fleetfold.agent.loop import pause
+from fleetfold.errors import BadConfig, FleetfoldError
+from fleetfold.messages import Task
+from fleetfold.settings import Settings
+
+
+class Orders(Struct, frozen=True):
+    """What a worker is started with."""
+
+    home: str
+    run: str
+    app: App
+    settings: Settings
+    worker: int
+    workers: int
+    socket: int  # inherited file descriptor
+
+
+class Hint(Struct, frozen=True):
+    """One line on the socket, from a worker to its coordinator."""
+
+    what: Literal["ready", "reported", "error"]
+    sentence: str = ""
+    next: str = ""
+    users: bool = False  # whether the error is the user's
+
+
+def serve(orders: Orders) -> None:
+    channel = socket.socket(fileno=orders.socket)
+    look = threading.Event()
+    threading.Thread(target=_listen, args=(channel, look), daemon=True).start()
+
+    def say(hint: Hint) -> None:
+        channel.sendall(msgspec.json.encode(hint) + b"\n")
+
+    try:
+        _work(orders, look, say)
+    except FleetfoldError as error:
+        say(Hint("error", error.sentence, error.next, isinstance(error, BadConfig)))
+
+
+def _work(orders: Orders, look: threading.Event, say: Callable[[Hint], None]) -> None:
+    place = wiring.Place(Path(orders.home), orders.run)
+    trainer = load_trainer(orders.app)
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)  # the fleet's parallelism is its workers
+    mine = wiring.devices(orders.settings)[orders.worker :: orders.workers]
+    fleet = wiring.fleet(
+        place, orders.settings, orders.app, trainer, mine, time.perf_counter, f"worker-{orders.worker}"
+    )
+    say(Hint("ready"))
+    for agent in fleet.agents.values():
+        agent.resume()
+    say(Hint("reported"))
+    chance, idle = random.Random(orders.worker), 0
+    pending: dict[str, Task] = {}
+    while True:
+        look.clear()
+        pending.update({task.device: task for task in fleet.link.tasks()})  # a newer task replaces
+        if pending:
+            device = next(iter(pending))
+            fleet.agents[device].handle(pending.pop(device))
+            say(Hint("reported"))
+            idle = 0
+        else:
+            settings = orders.settings
+            if not look.wait(pause(idle, settings.wait, settings.wait_most, chance.random())):
+                idle += 1
+
+
+def _listen(channel: socket.socket, look: threading.Event) -> None:
+    try:
+        while channel.recv(64):
+            look.set()
+    except OSError:
+        pass
+    os._exit(1)
+
+
+def main(arguments: Sequence[str]) -> None:
+    serve(msgspec.json.decode(arguments[0], type=Orders))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,115 @@
+"""The doors to the world: what the core asks of a disk, a database and a wire, and no more.
+
+    Objects   large, written once          Control   the coordinator's end of the bus
+    Records   small, compare-and-set       Link      the device's end of the bus
+    Alarm     wakes a round up             Transfer  the device's way to objects
+
+Every adapter of a port passes the port's contract (tests/contract). None has a default for what is
+atomic. All raise Unavailable, and nothing of their vendor's, when the other side does not answer.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple, Protocol
+
+from fleetfold.messages import Report, Task
+
+
+class Objects(Protocol):
+    """Large values by key. A key is written once, whole or not at all, and never changed."""
+
+    def put(self, key: str, data: Iterable[bytes | memoryview]) -> int:
+        """Write the parts one after another; visible when all are durable, or not at all. → bytes.
+
+        An exception from `data` is passed on and leaves nothing behind.
+        """
+
+    def read(self, key: str, offset: int, into: memoryview) -> int:
+        """Fill `into` from byte `offset` on. → bytes read, fewer at the end. Raises KeyError if absent."""
+
+    def size(self, key: str) -> int | None:
+        """Bytes of the object; None if there is none."""
+
+    def list(self, prefix: str) -> list[str]:
+        """Keys that start with `prefix`, which ends with "/", in order."""
+
+    def delete(self, key: str) -> None:
+        """Remove it, if it is there."""
+
+
+class Record(NamedTuple):
+    """A small value and its version: 1 when it was created, one more with each change."""
+
+    value: bytes
+    version: int
+
+
+class Records(Protocol):
+    """Small values by key, changed one at a time by compare-and-set."""
+
+    def get(self, key: str) -> Record | None: ...
+
+    def swap(self, key: str, value: bytes, expect: int) -> bool:
+        """Write `value` if the record's version is still `expect` (0: there is none). → whether it was."""
+
+    def put_many(self, values: Sequence[tuple[str, bytes]]) -> None:
+        """Write each, whatever was there. All are durable on return; not atomic together."""
+
+    def scan(self, prefix: str) -> Iterable[tuple[str, Record]]:
+        """Records whose key starts with `prefix`, which ends with "/", in order of keys."""
+
+
+class Letter(NamedTuple):
+    """A report as delivered, and the receipt with which it is acknowledged."""
+
+    receipt: str
+    report: Report
+
+
+class Control(Protocol):
+    """The coordinator's end of the bus."""
+
+    def invite(self, tasks: Sequence[Task]) -> None:
+        """Give each device its task, retained: a newer one replaces it, a device that was off finds it."""
+
+    def letters(self) -> Sequence[Letter]:
+        """Reports that have come and are not acknowledged: at least once each, in any order."""
+
+    def acknowledge(self, receipts: Sequence[str]) -> None:
+        """These have been taken care of, durably."""
+
+
+class Link(Protocol):
+    """The device's end of the bus."""
+
+    def tasks(self) -> Sequence[Task]:
+        """Current tasks of the devices behind this link that it has not handed over before."""
+
+    def report(self, report: Report) -> None:
+        """Have the report delivered, at least once, also if this process dies after."""
+
+
+class Transfer(Protocol):
+    """The device's way to objects. Addresses are opaque: keys here, signed URLs over a network."""
+
+    def fetch(self, address: str) -> bytes: ...
+
+    def deliver(self, address: str, update: bytes) -> None:
+        """Make the update durable; from here on it is finished and is never trained again."""
+
+    def delivered(self, address: str) -> bool:
+        """Whether `deliver` has finished for this address, in this process or an earlier one."""
+
+
+class Alarm(Protocol):
+    def wake_at(self, run: str, time: float) -> None:
+        """Have the run's coordinator woken at `time` (seconds since the epoch), also after a restart."""
+
+
+def fetch(objects: Objects, key: str) -> bytes:
+    """A whole object. Raises KeyError if there is none."""
+    size = objects.size(key)
+    if size is None:
+        raise KeyError(key)
+    data = bytearray(size)
+    objects.read(key, 0, memoryview(data))
+    return bytes(data)

@@ -1,0 +1,72 @@
+"""What a run is, and what comes after a round: the next one, an evaluation, the end.
+
+    RUNNING ──rounds done──▶ DONE
+       └────too many failed rounds in a row──▶ FAILED
+
+A run stands at one round; `advance` moves it on when that round has ended, and only then, so that
+the same ended round twice changes nothing.
+"""
+
+from collections.abc import Callable
+from enum import StrEnum
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from fleetfold.messages import Kind
+from fleetfold.round.state import ENDED, Phase, Round
+from fleetfold.settings import Settings
+
+
+class RunState(StrEnum):
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
+
+
+class Run(Struct, frozen=True, kw_only=True):
+    """The training of one model: its settings, the round where it stands, its newest model."""
+
+    name: str
+    app: str  # where the app was loaded from
+    settings: Settings
+    started_at: float
+    state: RunState = RunState.RUNNING
+    round: int = 1  # open, or to be opened next
+    kind: Kind = "train"
+    opens_at: float = 0.0
+    version: int = 0  # of the newest model
+    digest: str = ""  # sha256 of it
+    failed: int = 0  # rounds in a row
+    ended_at: float = 0.0
+    reason: str = ""
+
+
+Cadence = Callable[[float], float]
+"""How long from one round's start to the next, in seconds, given how long the last one took."""
+
+
+def advance(run: Run, round: Round, now: float, cadence: Cadence) -> Run:
+    """`run` after `round` has ended; unchanged if the round has not, or if the run has passed it."""
+    if round.phase not in ENDED or (round.number, round.kind) != (run.round, run.kind):
+        return run
+    if round.kind == "evaluate":
+        return _next(run, round, now, cadence)
+    if round.phase is Phase.FAILED:
+        failed = run.failed + 1
+        if failed >= run.settings.patience:
+            why = f"{failed} rounds in a row failed; the last: {round.reason}"
+            return replace(run, state=RunState.FAILED, failed=failed, ended_at=now, reason=why)
+        return _next(replace(run, failed=failed), round, now, cadence)
+    run = replace(run, version=run.version + 1, digest=round.digest, failed=0)
+    if run.settings.evaluate == "cohort" and round.number % run.settings.evaluate_every == 0:
+        return replace(run, kind="evaluate", opens_at=now, reason=f"evaluating after round {round.number}")
+    return _next(run, round, now, cadence)
+
+
+def _next(run: Run, round: Round, now: float, cadence: Cadence) -> Run:
+    if round.number >= run.settings.rounds:
+        why = f"{run.settings.rounds} rounds done"
+        return replace(run, kind="train", state=RunState.DONE, ended_at=now, reason=why)
+    opens_at = max(now, round.opened_at + cadence(now - round.opened_at))
+    return replace(run, kind="train", round=round.number + 1, opens_at=opens_at, reason="")

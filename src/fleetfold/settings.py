@@ -1,0 +1,211 @@
+"""Every setting of a run: its default, its meaning, its grammar, and where its value came from.
+
+    default ◀ fleetfold.toml ◀ FLEETFOLD_* in the environment ◀ flag
+
+One class says all of it: the flags of the command line, the keys of the file, the names in the
+environment and the reference page are made from its fields.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, get_args, get_type_hints
+
+import msgspec
+from msgspec import Meta, Struct
+
+from fleetfold.errors import BadConfig
+
+Share = int | float
+"""How many: an int is a count, a float a share of the whole (0.8, 80%, 1.0 is all)."""
+
+
+class Settings(Struct, frozen=True, kw_only=True):
+    """What a run is told. A value `module:name` names the user's own function."""
+
+    rounds: Annotated[int, Meta(description="how many rounds to run", ge=1)] = 20
+    devices: Annotated[int, Meta(description="how many devices to simulate on this machine", ge=1)] = 10
+    workers: Annotated[int, Meta(description="processes that train; 0: one per core", ge=0)] = 0
+    seed: Annotated[int, Meta(description="of the first model, the cohorts and the training", ge=0)] = 0
+
+    cohort: Annotated[Share, Meta(description="devices wanted in a round: a count or a share")] = 1.0
+    over_select: Annotated[float, Meta(description="invite this share more than wanted", ge=0)] = 0.0
+    select: Annotated[
+        str, Meta(description="who is invited: turnaround, fastest, all, random, recent, module:name")
+    ] = "turnaround"
+    turnaround_decay: Annotated[
+        float, Meta(description="share of the old average kept at each timing", ge=0, lt=1)
+    ] = 0.8
+
+    target: Annotated[Share, Meta(description="enough updates: fold at once (share of `cohort`)")] = 1.0
+    quorum: Annotated[Share, Meta(description="fewest updates worth folding (share of `cohort`)")] = 0.5
+    deadline: Annotated[float, Meta(description="stop waiting after this long", gt=0)] = 600.0
+    close: Annotated[str, Meta(description="when to stop waiting: target, or module:name")] = "target"
+    lease: Annotated[float, Meta(description="a folder silent this long has died", gt=0)] = 60.0
+    late: Annotated[str, Meta(description="an update after its round closed: drop or credit")] = "drop"
+    staleness: Annotated[
+        float, Meta(description="a credited update s versions old weighs 1/(1+s)^staleness", ge=0)
+    ] = 0.5
+
+    weight: Annotated[str, Meta(description="of an update in the fold: examples or uniform")] = "examples"
+    fold: Annotated[str, Meta(description="how updates become one: mean, or module:name")] = "mean"
+
+    cadence: Annotated[
+        float | str, Meta(description="from one round's start to the next: a time, 0s, or module:name")
+    ] = 0.0
+    patience: Annotated[int, Meta(description="rounds in a row that may fail before the run does", ge=1)] = 3
+    wait: Annotated[float, Meta(description="a device's first pause between looks for a task", gt=0)] = 0.5
+    wait_most: Annotated[float, Meta(description="its longest pause, reached by doubling", gt=0)] = 30.0
+
+    evaluate: Annotated[
+        str, Meta(description="on devices: same (the cohort, before training), cohort (its own), off")
+    ] = "same"
+    evaluate_every: Annotated[int, Meta(description="evaluate on devices every so many rounds", ge=1)] = 1
+    data: Annotated[str, Meta(description="folder with one file or folder per device, from `split`")] = ""
+    init: Annotated[str, Meta(description="first model (.safetensors) instead of the trainer's")] = ""
+    durability: Annotated[
+        str, Meta(description="a finished write survives: process (kill -9) or power (a power cut)")
+    ] = "process"
+
+    app: Annotated[dict[str, Any], Meta(description="the app's own settings, given to its functions")] = (
+        msgspec.field(default_factory=dict)
+    )
+
+
+DURATIONS = frozenset({"deadline", "lease", "wait", "wait_most", "cadence"})
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "select": ("turnaround", "fastest", "all", "random", "recent", ":"),
+    "close": ("target", ":"),
+    "late": ("drop", "credit"),
+    "weight": ("examples", "uniform"),
+    "fold": ("mean", ":"),
+    "evaluate": ("same", "cohort", "off"),
+    "durability": ("process", "power"),
+}
+"""The words that a setting takes; ":" stands for the user's own `module:name`."""
+
+_TYPES: Mapping[str, Any] = get_type_hints(Settings)
+_HINTS: Mapping[str, Any] = get_type_hints(Settings, include_extras=True)
+NAMES: tuple[str, ...] = Settings.__struct_fields__
+
+
+def meaning(name: str) -> str:
+    """What setting `name` is for, in one line."""
+    return str(get_args(_HINTS[name])[1].description)
+
+
+def default(name: str) -> Any:
+    return getattr(Settings(), name)
+
+
+def resolve(layers: Mapping[str, Mapping[str, Any]]) -> tuple[Settings, dict[str, str]]:
+    """Settings from `layers` (place → {name: value}), later layers winning, and each value's place.
+
+    A value may be text (environment, flags) or already typed (TOML). Raises BadConfig that names the
+    place, the setting and what it takes.
+    """
+    values: dict[str, Any] = {}
+    places = dict.fromkeys(NAMES, "default")
+    for place, layer in layers.items():
+        for name, value in layer.items():
+            if name not in NAMES:
+                raise BadConfig(f"{place}: there is no setting {name!r}{_nearest(name)}", next=_EXPLAIN)
+            if name == "app":
+                values["app"] = {**values.get("app", {}), **value}
+            else:
+                values[name] = parse(name, value, place)
+            places[name] = place
+    try:
+        settings = msgspec.convert(values, Settings)
+    except msgspec.ValidationError as error:
+        name = str(error).rpartition("$.")[2].rstrip("`")
+        place = places.get(name, "settings")
+        raise BadConfig(f"{place}: {name} = {values.get(name)!r}: {_lower(error)}", next=_EXPLAIN) from None
+    return settings, places
+
+
+def parse(name: str, value: Any, place: str) -> Any:
+    """One value of setting `name`, from text or TOML, in the type that Settings has."""
+    kind = _TYPES[name]
+    try:
+        if name in DURATIONS and not (name == "cadence" and _is_reference(value)):
+            return seconds(value)
+        if kind == Share:
+            return share(value)
+        if kind is int:
+            return int(value) if isinstance(value, str) else value
+        if kind is float:
+            return float(value)
+    except (ValueError, TypeError):
+        raise BadConfig(f"{place}: {name} = {value!r} is not {_grammar(name)}", next=_EXPLAIN) from None
+    words = CHOICES.get(name)
+    if (
+        words
+        and value not in words[: len(words) - (":" in words)]
+        and not (":" in words and _is_reference(value))
+    ):
+        raise BadConfig(f"{place}: {name} = {value!r} is not {_grammar(name)}", next=_EXPLAIN)
+    return value
+
+
+def seconds(value: str | int | float) -> float:
+    """A time in seconds, from 30, "30", "30s", "1.5m", "200ms", "2h". Raises ValueError."""
+    match = re.fullmatch(r"\s*([0-9.]+)\s*(ms|s|m|h|d|)\s*", str(value))
+    if match is None:
+        raise ValueError(value)
+    return float(match[1]) * {"ms": 1e-3, "s": 1, "": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+
+
+def share(value: str | int | float) -> Share:
+    """A count (7) or a share of the whole (0.7, "70%"). Raises ValueError."""
+    if isinstance(value, str):
+        text = value.strip()
+        if text.endswith("%"):
+            value = float(text[:-1]) / 100
+        else:
+            value = int(text) if re.fullmatch(r"\d+", text) else float(text)
+    if isinstance(value, bool) or value <= 0 or (isinstance(value, float) and not value <= 1):
+        raise ValueError(value)
+    return value
+
+
+def count(share: Share, whole: int) -> int:
+    """What `share` of `whole` comes to: at least one, at most all; a share is rounded up."""
+    wanted = share if isinstance(share, int) else int(-(-share * whole // 1))
+    return max(1, min(whole, wanted))
+
+
+def show(name: str, value: Any) -> str:
+    """The value as a person would write it in fleetfold.toml."""
+    if name in DURATIONS and not isinstance(value, str):
+        return f"{value:g}s"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{k} = {v!r}" for k, v in value.items()) + "}"
+    return str(value) if value != "" else '""'
+
+
+_EXPLAIN = "fleetfold run --explain shows every setting, its value and where that came from"
+
+
+def _grammar(name: str) -> str:
+    if name in CHOICES:
+        return "one of " + ", ".join("module:name" if w == ":" else w for w in CHOICES[name])
+    if name in DURATIONS:
+        return "a time such as 30s, 10m or 1.5h" + (" or module:name" if name == "cadence" else "")
+    if _TYPES[name] == Share:
+        return "a count such as 7 or a share such as 0.7 or 70%"
+    return "a whole number" if _TYPES[name] is int else "a number"
+
+
+def _is_reference(value: Any) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[\w.]+:[A-Za-z_]\w*", value) is not None
+
+
+def _nearest(name: str) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, NAMES, 1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _lower(error: Exception) -> str:
+    return str(error).partition(" - at")[0].lower().replace("`", "")

@@ -1,0 +1,113 @@
+"""What people are shown of a run: one row a round, one line a device, from the ledger alone.
+
+The table of the terminal, `--json`, `show` and whatever draws curves read the same rows.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from msgspec import Struct
+
+from fleetfold import layout
+from fleetfold.ledger import Arrival, Ledger, place
+from fleetfold.messages import Kind
+from fleetfold.ports import Objects
+from fleetfold.round.state import ENDED, Round
+
+
+class Row(Struct, frozen=True, kw_only=True):
+    """One round. Seconds and bytes; `loss` and `accuracy` as scored by `scored_by`: the test set, the
+    devices (the model that they were given, one round old), or in training."""
+
+    round: int
+    kind: Kind
+    phase: str
+    reason: str
+    cohort: int
+    arrived: int
+    refused: int
+    late: int
+    credited: int
+    loss: float | None
+    accuracy: float | None
+    scored_by: str
+    metrics: Mapping[str, Mapping[str, float | None]]
+    seconds: float
+    fold_seconds: float
+    bytes_up: int
+    bytes_down: int
+
+
+class Line(Struct, frozen=True, kw_only=True):
+    """One device in one round: seconds of its steps, from invitation to the end; None: not known."""
+
+    device: str
+    state: str
+    reason: str
+    examples: int
+    download: float | None
+    compute: float | None
+    upload: float | None
+    total: float | None
+    bytes: int
+
+
+SCORERS = ("test", "devices", "trained")
+"""Whose numbers are shown, best first."""
+
+
+def row(ledger: Ledger, objects: Objects, round: Round, now: float) -> Row:
+    """The row of a round, ended or not."""
+    arrivals = ledger.arrivals(place(round)).values()
+    ended = round.ended_at if round.phase in ENDED else now
+    loss, accuracy, by = headline(round)
+    fetched = sum(1 for a in arrivals if a.took.download is not None)
+    base = objects.size(layout.model(round.run, round.base)) or 0
+    return Row(
+        round=round.number, kind=round.kind, phase=round.phase.value, reason=round.reason,
+        cohort=round.invited, arrived=len(round.arrived), refused=len(round.refused),
+        late=sum(a.state in ("late", "credited") for a in arrivals), credited=len(round.credits),
+        loss=loss, accuracy=accuracy, scored_by=by, metrics=round.metrics,
+        seconds=ended - round.opened_at,
+        fold_seconds=ended - round.closed_at if round.closed_at else 0.0,
+        bytes_up=sum(a.size for a in arrivals), bytes_down=base * fetched,
+    )  # fmt: skip
+
+
+def rows(ledger: Ledger, objects: Objects, run: str, now: float) -> list[Row]:
+    return [row(ledger, objects, round, now) for round in ledger.rounds(run)]
+
+
+def headline(round: Round) -> tuple[float | None, float | None, str]:
+    """(loss, accuracy, who scored them): the best that is known of the round."""
+    for by in SCORERS:
+        metrics = round.metrics.get(by, {})
+        loss, accuracy = metrics.get("loss"), metrics.get("accuracy")
+        if loss is not None or accuracy is not None:
+            return loss, accuracy, by
+    return None, None, ""
+
+
+def lines(ledger: Ledger, objects: Objects, round: Round, cohort: list[str]) -> list[Line]:
+    """The timeline of a round: a line for every invited device, the slowest first."""
+    arrivals = ledger.arrivals(place(round))
+    found = [_line(round, name, arrivals.get(name)) for name in cohort]
+    return sorted(found, key=lambda line: (line.total is not None, -(line.total or 0), line.device))
+
+
+def _line(round: Round, device: str, arrival: Arrival | None) -> Line:
+    if arrival is None:
+        return Line(
+            device=device, state="silent", reason="", examples=0, download=None, compute=None,
+            upload=None, total=None, bytes=0,
+        )  # fmt: skip
+    return Line(
+        device=device, state=arrival.state, reason=arrival.reason, examples=arrival.examples,
+        download=arrival.took.download, compute=arrival.took.compute, upload=arrival.took.upload,
+        total=arrival.at - round.asked_at, bytes=arrival.size,
+    )  # fmt: skip
+
+
+def last(rows: list[Row], name: str) -> Any:
+    """The newest known value of a column, None if there is none."""
+    return next((getattr(r, name) for r in reversed(rows) if getattr(r, name) is not None), None)

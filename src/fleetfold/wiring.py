@@ -1,0 +1,192 @@
+"""Picks the adapters. Nobody else does.
+
+a run on one machine lives in one folder:      HOME/runs/{run}/
+  ledger.db   records     models/ rounds/   objects     bus.db   tasks and reports
+  devices.db  the devices' journals          lock        who holds the run
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from msgspec import Struct
+
+from fleetfold import layout
+from fleetfold.adapters.faults import Faults, real_death
+from fleetfold.adapters.memory import MemoryBus, MemoryObjects, MemoryRecords, NoAlarm
+from fleetfold.adapters.objects import FileObjects
+from fleetfold.adapters.sqlite import SqliteBus, SqliteLink, SqliteRecords
+from fleetfold.adapters.transfer import ObjectTransfer
+from fleetfold.agent.app import App
+from fleetfold.agent.journal import Journal
+from fleetfold.agent.loop import Agent, Models
+from fleetfold.agent.trainer import Device, Trainer
+from fleetfold.coordinator import Coordinator
+from fleetfold.coordinator.coordinator import Test
+from fleetfold.coordinator.policy import policies
+from fleetfold.errors import BadConfig
+from fleetfold.ledger import Ledger
+from fleetfold.ports import Control, Link, Objects, Transfer
+from fleetfold.settings import Settings
+
+_T = TypeVar("_T")
+Wrap = Callable[[_T], _T]
+FAULTS = "FLEETFOLD_FAULTS"
+"""In the environment, `coordinator:17` or `worker-0:5`: that process kills itself (kill -9) at its 17th
+or 5th step, counting one before and one after each write. For tests of what then survives."""
+
+
+class Place(Struct, frozen=True):
+    """A run on one machine: the home of all runs, and this one's name."""
+
+    home: Path
+    run: str
+
+    @property
+    def folder(self) -> Path:
+        return self.home / layout.run(self.run)
+
+
+class Fleet(Struct, frozen=True):
+    """The devices of one process: their agents by name, and the link that they share."""
+
+    agents: dict[str, Agent]
+    link: Link
+
+
+def home() -> Path:
+    """FLEETFOLD_HOME, or .fleetfold in the current folder."""
+    return Path(os.environ.get("FLEETFOLD_HOME") or ".fleetfold").absolute()
+
+
+def ledger(place: Place, *, durable: bool = False) -> Ledger:
+    return Ledger(_faulty("coordinator", SqliteRecords(place.folder / "ledger.db", durable=durable)))
+
+
+def objects(place: Place, *, durable: bool = False) -> Objects:
+    return _faulty("coordinator", FileObjects(place.home, durable=durable))
+
+
+def control(place: Place, *, durable: bool = False) -> Control:
+    return _faulty("coordinator", SqliteBus(place.folder / "bus.db", durable=durable))
+
+
+def coordinator(
+    place: Place, settings: Settings, control: Control, clock: Callable[[], float], test: Test | None
+) -> Coordinator:
+    """The coordinator of a run on this machine, which must hold the run's lock."""
+    durable = is_durable(settings)
+    return Coordinator(
+        place.run, ledger(place, durable=durable), objects(place, durable=durable), control, NoAlarm(),
+        policies(settings), clock, sole=True, test=test,
+    )  # fmt: skip
+
+
+def fleet(
+    place: Place, settings: Settings, app: App, trainer: Trainer, devices: Sequence[Device],
+    timer: Callable[[], float], process: str,
+) -> Fleet:  # fmt: skip
+    """Agents of simulated devices, in this process."""
+    durable = is_durable(settings)
+    journals = _faulty(process, SqliteRecords(place.folder / "devices.db", durable=durable))
+    transfer = _faulty(process, ObjectTransfer(FileObjects(place.home, durable=durable)))
+    names = [device.name for device in devices]
+    link = _faulty(process, SqliteLink(place.folder / "bus.db", names, durable=durable))
+    models = Models()
+    agents = {
+        device.name: Agent(
+            device, trainer, Journal(journals, device.name), transfer, link, timer, app=app, models=models
+        )
+        for device in devices
+    }
+    return Fleet(agents, link)
+
+
+class InMemory:
+    """A coordinator and its devices in the memory of one process, for simulation."""
+
+    def __init__(self) -> None:
+        self.objects, self.records, self.bus = MemoryObjects(), MemoryRecords(), MemoryBus()
+        self.journals, self.models = MemoryRecords(), Models()
+        self.ledger = Ledger(self.records)
+
+    def coordinator(
+        self, run: str, settings: Settings, clock: Callable[[], float], test: Test | None
+    ) -> Coordinator:
+        return Coordinator(
+            run, self.ledger, self.objects, self.bus, NoAlarm(), policies(settings), clock,
+            sole=True, test=test,
+        )  # fmt: skip
+
+    def transfer(self) -> Transfer:
+        return ObjectTransfer(self.objects)
+
+    def link(self, devices: Sequence[str]) -> Link:
+        return self.bus.link(devices)
+
+    def agent(
+        self, device: Device, trainer: Trainer, transfer: Transfer, link: Link, timer: Callable[[], float]
+    ) -> Agent:
+        """An agent behind doors that may be wrapped."""
+        return Agent(
+            device, trainer, Journal(self.journals, device.name), transfer, link, timer, models=self.models
+        )
+
+
+def is_durable(settings: Settings) -> bool:
+    return settings.durability == "power"
+
+
+def devices(settings: Settings) -> list[Device]:
+    """The simulated devices of a run, each with its own share of `settings.data` where that is set.
+
+    Raises BadConfig when the folder does not hold exactly one file or folder per device.
+    """
+    names = [f"device-{index:03}" for index in range(settings.devices)]
+    shares: dict[str, Path] = {}
+    if settings.data:
+        folder = Path(settings.data).expanduser()
+        if not folder.is_dir():
+            raise BadConfig(
+                f"data = {settings.data!r}: there is no such folder",
+                next="fleetfold split SOURCE --out FOLDER --devices N",
+            )
+        shares = {path.stem if path.is_file() else path.name: path for path in folder.iterdir()}
+        missing = [name for name in names if name not in shares]
+        if missing:
+            raise BadConfig(
+                f"data = {settings.data!r}: nothing there for {missing[0]}",
+                next=f"fleetfold split SOURCE --out FOLDER --devices {len(names)}",
+            )
+    return [
+        Device(name=name, index=index, count=len(names), data=shares.get(name))
+        for index, name in enumerate(names)
+    ]
+
+
+def _faulty(process: str, port: _T) -> _T:
+    """The port itself, or with the fault that FLEETFOLD_FAULTS asks of this process."""
+    if process not in _FAULTS:
+        wanted, _, step = os.environ.get(FAULTS, "").partition(":")
+        at = int(step) if wanted == process and step.isdigit() else None
+        _FAULTS[process] = Faults(at, real_death) if wanted == process else None
+    faults = _FAULTS[process]
+    return port if faults is None else faults.wrap(port)
+
+
+_FAULTS: dict[str, Faults | None] = {}
+
+
+def fault_steps(process: str) -> int:
+    """Steps counted so far in this process, where faults are asked for."""
+    faults = _FAULTS.get(process)
+    return faults.steps if faults else 0
+
+
+def import_paths(app: App) -> None:
+    """So that `module:name` finds the modules beside the app, and those of the current folder."""
+    for folder in (str(Path.cwd()), str(app.folder)):
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
