@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from fleetfold import wiring
-from fleetfold.cli.board import COLOURS, number, plain_table, size
+from fleetfold.cli.board import COLOURS, number, plain_table, rounds_table, size
 from fleetfold.cli.places import all_runs, existing
 from fleetfold.errors import BadConfig
 from fleetfold.ports import fetch

@@ -1,6 +1,5 @@
 """fleetfold sim: how a policy would do on a fleet like yours, in virtual time."""
 
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -60,9 +59,8 @@ def sim(
     for value in values:
         settings, _ = settings_of(found, Flags(**{**vars(flags), **({name: value} if name else {})}))
         settings = msgspec.structs.replace(settings, devices=len(fleet.members()))
-        began = time.perf_counter()
         result = _watched(fleet, trainer, settings)
-        figures = _figures(result, time.perf_counter() - began)
+        figures = _figures(result)
         policy = f"{name} = {value}" if name else f"select = {settings.select}"
         if json:
             print(msgspec.json.encode({"policy": policy, **figures}).decode(), flush=True)
@@ -75,10 +73,10 @@ def _shown(value: float | int | None) -> str:
     return "–" if value is None else f"{value:,.2f}" if isinstance(value, float) else f"{value:,}"
 
 
-_COLUMNS = ("policy", "rounds", "failed", "s/round", "p90", "updates", "loss", "accuracy", "took s")
+_COLUMNS = ("policy", "rounds", "failed", "s/round", "p90", "updates", "loss", "accuracy")
 
 
-def _figures(result: Simulated, real: float) -> dict[str, float | int | None]:
+def _figures(result: Simulated) -> dict[str, float | int | None]:
     lengths = sorted(row.seconds for row in result.rows)
     return {
         "rounds": len(lengths),
@@ -88,7 +86,6 @@ def _figures(result: Simulated, real: float) -> dict[str, float | int | None]:
         "updates": sum(row.arrived for row in result.rows),
         "loss": last(result.rows, "loss"),
         "accuracy": last(result.rows, "accuracy"),
-        "real_seconds": real,
     }
 
 

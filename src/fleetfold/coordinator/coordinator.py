@@ -25,6 +25,7 @@ from fleetfold.ports import Alarm, Control, Objects, fetch
 from fleetfold.round.decide import Decision, decide, opened
 from fleetfold.round.events import (
     Arrived,
+    Disqualified,
     Effect,
     Event,
     Fold,
@@ -91,13 +92,13 @@ class Coordinator:
                 return lease_over if round.phase is Phase.FOLDING else round.deadline_at
 
     def resume(self) -> None:
-        """After a standstill of everything: take in what lies there, and give the others their full
-        time again. For a sole coordinator only."""
+        """After a standstill of everything: give the cohort its full time again, and then take in what
+        lies there. For a sole coordinator only."""
         run, _ = self._run()
         found = self._ledger.round(run.name, run.round, run.kind)
         if found is not None and run.state is RunState.RUNNING:
-            self._sweep(found[0])
             self._feed(found[0], Resumed())
+            self._sweep(found[0])
 
     @property
     def ignored(self) -> dict[str, int]:
@@ -311,7 +312,7 @@ class Coordinator:
                     seats.add(arrival.seat)
                     refused = replace(arrival, state="refused", reason=unfit.reason)
                     self._ledger.save_arrivals(place(round), [refused])
-        return Refused(frozenset(seats), frozenset(credits))
+        return Disqualified(frozenset(seats), frozenset(credits))
 
     def _settle(self, round: Round) -> None:
         """Teach the registry how the round went for each of its cohort."""

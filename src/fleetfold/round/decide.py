@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from fleetfold.round.events import (
     Arrived,
+    Disqualified,
     Effect,
     Event,
     Fold,
@@ -104,7 +105,7 @@ def _fail(round: Round, now: float, why: str) -> Decision:
     return Decision(failed, (GiveUp(),), why)
 
 
-def _take_out(round: Round, event: Refused, now: float, close: Close | None) -> Decision:
+def _take_out(round: Round, event: Disqualified, now: float, close: Close | None) -> Decision:
     """The fold's own pass found updates that must not count: fold again without them."""
     arrived, credits = round.arrived - event.seats, round.credits - event.credits
     if (arrived, credits) == (round.arrived, round.credits):
@@ -152,7 +153,7 @@ TRANSITIONS: dict[tuple[Phase, type[Event]], Transition] = {
     (Phase.OPEN, Refused): Transition(_strike, _CLOSES),
     (Phase.OPEN, Ticked): Transition(_tick, _CLOSES),
     (Phase.OPEN, Resumed): Transition(_ask_again, (Phase.OPEN,)),
-    (Phase.FOLDING, Refused): Transition(_take_out, (Phase.FOLDING, Phase.FAILED)),
+    (Phase.FOLDING, Disqualified): Transition(_take_out, (Phase.FOLDING, Phase.FAILED)),
     (Phase.FOLDING, Ticked): Transition(_renew, (Phase.FOLDING,)),
     (Phase.FOLDING, Folded): Transition(_publish, (Phase.FOLDING, Phase.DONE)),
 }

@@ -23,6 +23,12 @@ class Arrived(Struct, frozen=True, tag=True):
 class Refused(Struct, frozen=True, tag=True):
     """These devices will not contribute: refused by the gate, by themselves, or failed."""
 
+    seats: Seats
+
+
+class Disqualified(Struct, frozen=True, tag=True):
+    """The fold's own pass found these updates unfit, after they had been counted."""
+
     seats: Seats = frozenset()
     credits: Credits = frozenset()
 
@@ -45,7 +51,7 @@ class Folded(Struct, frozen=True, tag=True):
     metrics: dict[str, Metrics] = {}  # by who measured: "trained", "devices", "test"
 
 
-Event = Arrived | Refused | Ticked | Resumed | Folded
+Event = Arrived | Refused | Disqualified | Ticked | Resumed | Folded
 
 
 class Invite(Struct, frozen=True, tag=True):

@@ -1,0 +1,66 @@
+"""What every adapter of Objects keeps."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from fleetfold.ports import Objects, fetch
+
+
+class ObjectsContract:
+    """Subclass it with a fixture `objects`."""
+
+    def test_what_was_put_is_read_back_whole_and_by_range(self, objects: Objects) -> None:
+        assert objects.put("a/b", [b"hello ", memoryview(b"world")]) == 11
+        assert fetch(objects, "a/b") == b"hello world"
+        into = bytearray(5)
+        assert objects.read("a/b", 6, memoryview(into)) == 5
+        assert bytes(into) == b"world"
+
+    def test_a_range_past_the_end_is_read_as_far_as_it_goes(self, objects: Objects) -> None:
+        objects.put("k", [b"abc"])
+        into = bytearray(5)
+        assert objects.read("k", 2, memoryview(into)) == 1
+        assert objects.read("k", 9, memoryview(into)) == 0
+
+    def test_what_is_not_there_has_no_size_and_cannot_be_read(self, objects: Objects) -> None:
+        assert objects.size("nothing") is None
+        with pytest.raises(KeyError):
+            objects.read("nothing", 0, memoryview(bytearray(1)))
+
+    def test_an_empty_object_is_there(self, objects: Objects) -> None:
+        objects.put("empty", [b""])
+        assert objects.size("empty") == 0
+        assert fetch(objects, "empty") == b""
+
+    def test_keys_are_listed_below_their_prefix_in_order(self, objects: Objects) -> None:
+        for key in ("p/b", "p/a", "p/c/d", "pq/x"):
+            objects.put(key, [b"1"])
+        assert objects.list("p/") == ["p/a", "p/b", "p/c/d"]
+        assert objects.list("none/") == []
+
+    def test_a_write_that_is_broken_off_leaves_nothing(self, objects: Objects) -> None:
+        def broken() -> Iterator[bytes]:
+            yield b"x" * 100_000
+            raise LookupError("the fold found an unfit update")
+
+        with pytest.raises(LookupError):
+            objects.put("p/broken", broken())
+        assert objects.size("p/broken") is None
+        assert objects.list("p/") == []
+
+    def test_a_stream_of_many_parts_arrives_in_order(self, objects: Objects) -> None:
+        parts = [bytes([i % 251]) * 70_000 for i in range(200)]
+        assert objects.put("big", iter(parts)) == 14_000_000
+        assert fetch(objects, "big") == b"".join(parts)
+
+    def test_the_same_bytes_may_be_put_again(self, objects: Objects) -> None:
+        objects.put("again", [b"same"])
+        objects.put("again", [b"same"])
+        assert fetch(objects, "again") == b"same"
+
+    def test_what_was_deleted_is_gone_and_may_be_deleted_again(self, objects: Objects) -> None:
+        objects.put("p/gone", [b"1"])
+        objects.delete("p/gone")
+        objects.delete("p/gone")
+        assert objects.size("p/gone") is None

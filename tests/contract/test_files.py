@@ -1,0 +1,94 @@
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fleetfold.adapters.objects import FileObjects
+from fleetfold.adapters.sqlite import SqliteBus, SqliteLink, SqliteRecords
+from fleetfold.errors import Unavailable
+from fleetfold.ports import Control, Link, Objects, Records
+from tests.contract.bus import BusContract
+from tests.contract.objects import ObjectsContract
+from tests.contract.records import RecordsContract
+
+
+@pytest.fixture(params=[False, True], ids=["kill -9", "power cut"])
+def durable(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+class TestFileObjects(ObjectsContract):
+    @pytest.fixture
+    def objects(self, tmp_path: Path, durable: bool) -> Objects:
+        return FileObjects(tmp_path / "objects", durable=durable)
+
+    def test_a_full_disk_says_so(self, tmp_path: Path) -> None:
+        if not Path("/dev/full").exists():
+            pytest.skip("no /dev/full here")
+        objects = FileObjects(tmp_path)
+        (tmp_path / "folder").symlink_to("/dev/full")
+        with pytest.raises(Unavailable):
+            objects.put("folder/x", [b"x"])
+
+
+class TestSqliteRecords(RecordsContract):
+    @pytest.fixture
+    def records(self, tmp_path: Path, durable: bool) -> Records:
+        return SqliteRecords(tmp_path / "ledger.db", durable=durable)
+
+    @pytest.fixture
+    def same(self, tmp_path: Path, records: Records) -> Records:
+        return SqliteRecords(tmp_path / "ledger.db")
+
+    def test_of_many_writers_at_once_each_change_is_won_by_one(self, tmp_path: Path) -> None:
+        SqliteRecords(tmp_path / "ledger.db").swap("k", b"0", expect=0)
+        won: list[int] = []
+
+        def write() -> None:
+            records = SqliteRecords(tmp_path / "ledger.db")
+            for _ in range(50):
+                found = records.get("k")
+                assert found is not None
+                if records.swap("k", str(int(found.value) + 1).encode(), found.version):
+                    won.append(1)
+
+        threads = [threading.Thread(target=write) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        found = SqliteRecords(tmp_path / "ledger.db").get("k")
+        assert found is not None
+        assert int(found.value) == len(won) == found.version - 1
+
+    def test_what_was_committed_survives_the_death_of_its_process(self, tmp_path: Path) -> None:
+        script = (
+            "import os, signal, sys; from pathlib import Path\n"
+            "from fleetfold.adapters.sqlite import SqliteRecords\n"
+            "r = SqliteRecords(Path(sys.argv[1])); r.swap('k', b'1', 0); r.swap('k', b'2', 1)\n"
+            "os.kill(os.getpid(), signal.SIGKILL)"
+        )
+        subprocess.run(
+            [sys.executable, "-c", script, str(tmp_path / "l.db")], env=dict(os.environ), check=False
+        )
+        assert SqliteRecords(tmp_path / "l.db").get("k") == (b"2", 2)
+
+
+class TestSqliteBus(BusContract):
+    @pytest.fixture
+    def control(self, tmp_path: Path, durable: bool) -> Control:
+        return SqliteBus(tmp_path / "bus.db", durable=durable)
+
+    @pytest.fixture
+    def links(self, tmp_path: Path) -> Callable[[list[str]], Link]:
+        return lambda devices: SqliteLink(tmp_path / "bus.db", devices)
+
+
+def test_a_file_that_is_no_database_is_told_with_its_place(tmp_path: Path) -> None:
+    (tmp_path / "ledger.db").write_bytes(b"not a database at all, but long enough to be taken for one" * 99)
+    with pytest.raises(Unavailable, match=r"ledger\.db"):
+        SqliteRecords(tmp_path / "ledger.db")

@@ -1,0 +1,119 @@
+"""A whole system in one process, whose stores outlive its deaths.
+
+world = World(devices=4, rounds=3)
+world.live()                 # from where the stores stand, to the end or to the next death
+world.model()                # the newest model's bytes
+"""
+
+import random
+
+import numpy as np
+
+from fleetfold import Device, Evaluated, Trained, Work, layout
+from fleetfold.adapters.faults import Died, Faults, Unruly
+from fleetfold.adapters.memory import MemoryBus, MemoryObjects, MemoryRecords, NoAlarm
+from fleetfold.adapters.transfer import ObjectTransfer
+from fleetfold.agent.journal import Journal
+from fleetfold.agent.loop import Agent
+from fleetfold.coordinator import Coordinator
+from fleetfold.coordinator.opening import open_run
+from fleetfold.coordinator.policy import policies
+from fleetfold.fold.tensors import Tensors, write
+from fleetfold.ledger import Ledger
+from fleetfold.ports import fetch
+from fleetfold.round.run import Run
+from fleetfold.settings import Settings
+
+
+class Walk:
+    """A trainer whose update depends on the device, the round's seed and the model: any mix-up shows."""
+
+    def __init__(self, shape: tuple[int, ...] = (7,)) -> None:
+        self.shape = shape
+        self.trained: list[tuple[str, int]] = []
+
+    def init(self, seed: int) -> Tensors:
+        chance = np.random.default_rng(seed)
+        return {
+            "w": chance.normal(size=self.shape).astype(np.float32),
+            "steps": np.array(0, np.int64),
+            "none": np.zeros((0, 3), np.float32),
+        }
+
+    def train(self, model: Tensors, work: Work) -> Trained:
+        self.trained.append((work.device.name, work.round))
+        chance = np.random.default_rng(work.seed)
+        tensors = {
+            "w": (model["w"] * np.float32(0.9) + chance.normal(size=self.shape)).astype(np.float32),
+            "steps": model["steps"] + 1,
+            "none": model["none"],
+        }
+        return Trained(tensors=tensors, examples=1 + work.device.index, metrics={"loss": 1.0 / work.round})
+
+    def evaluate(self, model: Tensors, work: Work) -> Evaluated:
+        return Evaluated(examples=10, metrics={"accuracy": float(np.abs(model["w"]).mean())})
+
+
+class World:
+    """`names`: devices that answer; `silent`: those that never do. `clock` moves only by `wait`."""
+
+    def __init__(
+        self, devices: int = 4, *, trainer: object = None, silent: int = 0, **settings: object
+    ) -> None:
+        settings.setdefault("devices", devices + silent)
+        self.settings = Settings(**settings)  # type: ignore[arg-type]
+        self.trainer = trainer or Walk()
+        self.objects, self.records, self.bus = MemoryObjects(), MemoryRecords(), MemoryBus()
+        self.journals = MemoryRecords()
+        self.ledger = Ledger(self.records)
+        self.now = 1_000.0
+        names = [f"d{i}" for i in range(devices + silent)]
+        self.devices = [Device(name=n, index=i, count=len(names)) for i, n in enumerate(names)][:devices]
+        model = write(self.trainer.init(self.settings.seed))  # type: ignore[attr-defined]
+        open_run("r", "app", self.settings, model, names, self.ledger, self.objects, self.now)
+
+    def coordinator(self, faults: Faults, unruly: random.Random | None = None) -> Coordinator:
+        control = faults.wrap(self.bus)
+        return Coordinator(
+            "r", Ledger(faults.wrap(self.records)), faults.wrap(self.objects),
+            Unruly(control, unruly) if unruly else control, faults.wrap(NoAlarm()),
+            policies(self.settings), lambda: self.now, sole=True,
+        )  # fmt: skip
+
+    def agent(self, device: Device, faults: Faults) -> Agent:
+        transfer, link = ObjectTransfer(faults.wrap(self.objects)), faults.wrap(self.bus.link([device.name]))
+        journal = Journal(faults.wrap(self.journals), device.name)
+        return Agent(device, self.trainer, journal, transfer, link, lambda: self.now)  # type: ignore[arg-type]
+
+    def live(self, at: int | None = None, unruly: random.Random | None = None) -> int:
+        """Everything starts, goes on from what the stores say, and runs to the end of the run, or until
+        step `at` of all its writes, where everything dies. → steps taken."""
+        faults = Faults(at, _die)
+        try:
+            coordinator = self.coordinator(faults, unruly)
+            agents = {d.name: self.agent(d, faults) for d in self.devices}
+            link = self.bus.link(list(agents))
+            for agent in agents.values():
+                agent.resume()
+            coordinator.resume()
+            while (wake := coordinator.step()) != float("inf"):
+                tasks = link.tasks()
+                for task in tasks:
+                    agents[task.device].handle(task)
+                if not tasks and not self.bus.letters():
+                    self.now = max(self.now, wake)
+        except Died:
+            pass
+        return faults.steps
+
+    def run(self) -> Run:
+        found = self.ledger.run("r")
+        assert found is not None
+        return found[0]
+
+    def model(self) -> bytes:
+        return fetch(self.objects, layout.model("r", self.run().version))
+
+
+def _die() -> None:
+    raise Died
