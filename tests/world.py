@@ -6,11 +6,12 @@ world.model()                # the newest model's bytes
 """
 
 import random
+from collections.abc import Callable
 
 import numpy as np
 
 from fleetfold import Device, Evaluated, Trained, Work, layout
-from fleetfold.adapters.faults import Died, Faults, Unruly
+from fleetfold.adapters.faults import Died, Faults, Unruly, simulated_death
 from fleetfold.adapters.memory import MemoryBus, MemoryObjects, MemoryRecords, NoAlarm
 from fleetfold.adapters.transfer import ObjectTransfer
 from fleetfold.agent.journal import Journal
@@ -55,7 +56,7 @@ class Walk:
 
 
 class World:
-    """`names`: devices that answer; `silent`: those that never do. `clock` moves only by `wait`."""
+    """`devices` answer, `silent` more never do. Time passes only when nobody has anything to do."""
 
     def __init__(
         self, devices: int = 4, *, trainer: object = None, silent: int = 0, **settings: object
@@ -85,10 +86,15 @@ class World:
         journal = Journal(faults.wrap(self.journals), device.name)
         return Agent(device, self.trainer, journal, transfer, link, lambda: self.now)  # type: ignore[arg-type]
 
-    def live(self, at: int | None = None, unruly: random.Random | None = None) -> int:
+    def live(
+        self,
+        at: int | None = None,
+        unruly: random.Random | None = None,
+        die: Callable[[], None] = simulated_death,
+    ) -> int:
         """Everything starts, goes on from what the stores say, and runs to the end of the run, or until
         step `at` of all its writes, where everything dies. → steps taken."""
-        faults = Faults(at, _die)
+        faults = Faults(at, die)
         try:
             coordinator = self.coordinator(faults, unruly)
             agents = {d.name: self.agent(d, faults) for d in self.devices}
@@ -113,7 +119,3 @@ class World:
 
     def model(self) -> bytes:
         return fetch(self.objects, layout.model("r", self.run().version))
-
-
-def _die() -> None:
-    raise Died

@@ -1,4 +1,3 @@
-import os
 import subprocess
 import sys
 import threading
@@ -72,9 +71,7 @@ class TestSqliteRecords(RecordsContract):
             "r = SqliteRecords(Path(sys.argv[1])); r.swap('k', b'1', 0); r.swap('k', b'2', 1)\n"
             "os.kill(os.getpid(), signal.SIGKILL)"
         )
-        subprocess.run(
-            [sys.executable, "-c", script, str(tmp_path / "l.db")], env=dict(os.environ), check=False
-        )
+        subprocess.run([sys.executable, "-c", script, str(tmp_path / "l.db")], check=False)
         assert SqliteRecords(tmp_path / "l.db").get("k") == (b"2", 2)
 
 

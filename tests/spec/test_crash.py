@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fleetfold.errors import Unavailable
 from fleetfold.round.run import RunState
 from tests.world import Walk, World
 
@@ -70,3 +71,16 @@ def test_deaths_duplicates_delays_and_reordering_together_change_nothing(lives: 
     assert world.model() == undisturbed().model()
     counts = {d.name: d.arrived for d in world.ledger.fleet()}
     assert counts == dict.fromkeys(counts, SETTINGS["rounds"]), "each device counted once a round"
+
+
+def full() -> None:
+    raise Unavailable("no space left on the disk")
+
+
+@pytest.mark.parametrize("at", range(1, STEPS + 1, 3))
+def test_a_disk_that_is_full_at_this_step_stops_the_run_and_nothing_is_lost(at: int) -> None:
+    world = World(**SETTINGS)  # type: ignore[arg-type]
+    with pytest.raises(Unavailable):
+        world.live(at=at, die=full)
+    world.live()
+    assert world.model() == undisturbed().model()

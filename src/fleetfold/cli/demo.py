@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fleetfold import wiring
 from fleetfold.agent.app import find_app
-from fleetfold.cli.run import board, conclude
+from fleetfold.cli.run import driven
 from fleetfold.cli.settings import Flags, settings_of
 from fleetfold.errors import BadConfig
 from fleetfold.local import run as local_run
@@ -16,7 +16,7 @@ def demo(*, rounds: int = 20, devices: int = 10) -> int:
 
     PyTorch if it is installed, numpy if not. Takes about half a minute; the run is kept like any other.
 
-    Examples:
+    **Examples**
 
     - `fleetfold demo`
     - `fleetfold demo --rounds 5`
@@ -31,9 +31,7 @@ def demo(*, rounds: int = 20, devices: int = 10) -> int:
     settings, _ = settings_of(app, flags)
     place = local_run.new_place(wiring.home(), app.name)
     print(f"{app.name}: {devices} devices, {rounds} rounds; each device trains on scans that only it has\n")
-    with board(place, json=False) as watch:
-        ended = local_run.start(app, settings, place, watch)
-    return conclude(ended, place, watch, json=False)
+    return driven(place, False, lambda watch: local_run.start(app, settings, place, watch))
 
 
 def examples() -> Path:

@@ -24,7 +24,7 @@ def export(
 ) -> None:
     """Write a run's model to a file: .safetensors, or .pt (a PyTorch state_dict).
 
-    Examples:
+    **Examples**
 
     - `fleetfold export latest --out model.safetensors`
     - `fleetfold export digits-1 --version 5 --out after-5.pt`

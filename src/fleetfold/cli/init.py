@@ -74,7 +74,7 @@ learning_rate = 0.5
 def init(folder: Path, /) -> None:
     """Make FOLDER with an app that runs as it is, in numpy alone, and is yours to change.
 
-    Examples:
+    **Examples**
 
     - `fleetfold init my-app`
     """

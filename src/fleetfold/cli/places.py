@@ -34,3 +34,11 @@ def _begun(folder: Path) -> float:
     """When the run was opened: its first model is never written again."""
     first = folder / "models" / "000000.safetensors"
     return first.stat().st_mtime if first.exists() else 0.0
+
+
+def shown(path: Path) -> str:
+    """The path as seen from the current folder, where it lies below it."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -1,7 +1,7 @@
 """fleetfold run: train an app over devices on this machine, or go on where a run stood."""
 
 import sys
-from pathlib import Path
+from collections.abc import Callable
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -10,10 +10,11 @@ from rich.console import Console
 from fleetfold import wiring
 from fleetfold.agent.app import App, find_app
 from fleetfold.cli.board import Board, number
-from fleetfold.cli.places import existing
+from fleetfold.cli.places import existing, shown
 from fleetfold.cli.settings import Flags, explained, settings_of
 from fleetfold.errors import BadConfig, Unavailable
 from fleetfold.local import run as local_run
+from fleetfold.local.run import Watch
 from fleetfold.round.run import Run, RunState
 from fleetfold.wiring import Place
 
@@ -37,7 +38,7 @@ def run(
     `FLEETFOLD_HOME/runs/NAME` (default: `.fleetfold` in the current folder), and survives kill -9 of any
     of its processes: `--resume latest` goes on where it stood.
 
-    Examples:
+    **Examples**
 
     - `fleetfold run examples/digits`
     - `fleetfold run my-app --devices 40 --cohort 10 --rounds 50 --deadline 30s`
@@ -55,9 +56,7 @@ def run(
         Console(width=None if sys.stdout.isatty() else 200).print(explained(settings, places))
         return 0
     place = local_run.new_place(wiring.home(), found.name)
-    with board(place, json) as watch:
-        ended = local_run.start(found, settings, place, watch)
-    return conclude(ended, place, watch, json)
+    return driven(place, json, lambda watch: local_run.start(found, settings, place, watch))
 
 
 def _resume(name: str, app: str | None, flags: Any, json: bool) -> int:
@@ -72,15 +71,20 @@ def _resume(name: str, app: str | None, flags: Any, json: bool) -> int:
         )
     found: App | None = find_app(app) if app else None
     wanted = settings_of(App("", "", "/"), Flags(rounds=rounds))[0].rounds if rounds else None
-    with board(place, json) as watch:
-        ended = local_run.resume(place, found, wanted, watch)
-    return conclude(ended, place, watch, json)
+    return driven(place, json, lambda watch: local_run.resume(place, found, wanted, watch))
 
 
-def board(place: Place, json: bool) -> Board:
+def driven(place: Place, json: bool, drive: Callable[[Watch], Run]) -> int:
+    """Watch a run to its end and conclude; or to a Ctrl-C, and say how it goes on. → exit code."""
     console = Console()
     style = "json" if json else "table" if console.is_terminal else "lines"
-    return Board(place, console, style)
+    try:
+        with Board(place, console, style) as board:
+            ended = drive(board)
+    except KeyboardInterrupt:
+        print(f"stopped; nothing is lost\n  next: fleetfold run --resume {place.run}", file=sys.stderr)
+        return 130
+    return conclude(ended, place, board, json)
 
 
 def conclude(run: Run, place: Place, board: Board, json: bool) -> int:
@@ -96,7 +100,7 @@ def conclude(run: Run, place: Place, board: Board, json: bool) -> int:
     if last:
         name = "accuracy" if last[0].accuracy is not None else "loss"
         score = f"{name} {number(getattr(last[0], name))}"
-    path = _shown(place.folder)
+    path = shown(place.folder)
     console.print(
         f"\nmodel   {path}/models/{run.version:06}.safetensors\n"
         f"next    fleetfold show {run.name}"
@@ -107,10 +111,3 @@ def conclude(run: Run, place: Place, board: Board, json: bool) -> int:
     seconds = (run.ended_at or 0) - run.started_at
     console.print(f"{score} · rounds {run.round} · seconds {seconds:.0f} · run {path}", markup=False)
     return 0
-
-
-def _shown(path: Path) -> str:
-    try:
-        return str(path.relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)

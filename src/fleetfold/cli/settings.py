@@ -11,6 +11,7 @@ from cyclopts import Group, Parameter
 from rich.table import Table
 
 from fleetfold.agent.app import App
+from fleetfold.cli.places import shown
 from fleetfold.errors import BadConfig
 from fleetfold.settings import NAMES, Settings, default, meaning, resolve, show
 
@@ -39,7 +40,7 @@ def settings_of(app: App, flags: Any) -> tuple[Settings, dict[str, str]]:
     """What a run of `app` is told, and where each value came from. Raises BadConfig."""
     given = {name: value for name, value in asdict(flags).items() if value is not None}
     file = app.folder / "fleetfold.toml"
-    return resolve({str(file): _file(file), "environment": _environment(), "flag": given})
+    return resolve({shown(file): _file(file), "environment": _environment(), "flag": given})
 
 
 def _file(path: Path) -> dict[str, Any]:
@@ -48,9 +49,9 @@ def _file(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadConfig(f"{path}: {error}") from None
+        raise BadConfig(f"{shown(path)}: {error}") from None
     except OSError as error:
-        raise BadConfig(f"{path}: {error.strerror}") from None
+        raise BadConfig(f"{shown(path)}: {error.strerror}") from None
 
 
 def _environment() -> dict[str, Any]:

@@ -22,7 +22,7 @@ _JSON = Annotated[bool, Parameter(help="print JSON, one object a line", negative
 def runs(*, json: _JSON = False) -> None:
     """List the runs, the newest first.
 
-    Examples:
+    **Examples**
 
     - `fleetfold runs`
     - `fleetfold runs --json`
@@ -59,7 +59,7 @@ def show(
 ) -> None:
     """Show a run, a row a round; or with --round one round, a line for every device and step.
 
-    Examples:
+    **Examples**
 
     - `fleetfold show latest`
     - `fleetfold show digits-1 --round 3`
@@ -82,7 +82,7 @@ def show(
     console = Console()
     console.print(f"[bold]{value.name}[/] {value.state.value}: {escape(value.reason)}", highlight=False)
     console.print(f"app {value.app}\nstarted {_clock(value.started_at)}", markup=False, highlight=False)
-    console.print(rounds_table(all_rows))
+    console.print(rounds_table(all_rows, console.width))
     scored = {r.scored_by for r in all_rows if r.scored_by}
     meaning = {"test": "the test set", "devices": "the devices, of the model they were given",
                "trained": "the devices, in training"}  # fmt: skip
@@ -131,7 +131,7 @@ def devices(
 ) -> None:
     """List a run's devices: when they were last seen, how fast they are, how often they were chosen.
 
-    Examples:
+    **Examples**
 
     - `fleetfold devices`
     - `fleetfold devices digits-1 --recent 10`

@@ -44,7 +44,7 @@ def sim(
         up = 2.0               # Mbit/s
         down = 10.0
 
-    Examples:
+    **Examples**
 
     - `fleetfold sim examples/fleets/five-classes.toml --rounds 1000 --cohort 10`
     - `fleetfold sim fleet.toml --cohort 10 --vary select=turnaround,all,random`

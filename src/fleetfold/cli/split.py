@@ -1,6 +1,7 @@
 """fleetfold split: one data set into the shares of many devices, each a file of its own."""
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,7 +31,7 @@ def split(
 
     Then `fleetfold run APP --data FOLDER --devices N` gives each device its own file, as `device.data`.
 
-    Examples:
+    **Examples**
 
     - `fleetfold split data.npz --out shares --devices 20 --by dirichlet:0.5 --test 0.2`
     - `fleetfold split mnist/ --out shares --devices 100 --by shards:2`
@@ -43,9 +44,13 @@ def split(
         raise BadConfig(f"--devices {devices}: at least 1")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadConfig(f"--out {out} is there already and not empty", next=f"rm -r {out}, or another folder")
+    if seed < 0:
+        raise BadConfig(f"--seed {seed}: from 0 up")
     n = len(next(iter(columns.values())))
-    order = np.random.default_rng(seed).permutation(n)
-    held_out, rest = order[: round(n * test)], np.sort(order[round(n * test) :])
+    held, order = round(n * test), np.random.default_rng(seed).permutation(n)
+    if held == n:
+        raise BadConfig(f"--test {test}: nothing of {n} examples would be left to train on")
+    held_out, rest = order[:held], np.sort(order[held:])
     kept = {name: array[rest] for name, array in columns.items()}
     shares, names = _shares(kept, by, labels, devices, seed)
     try:
@@ -67,8 +72,11 @@ def split(
 
 
 def _save(path: Path, columns: Columns, rows: NDArray[Any]) -> None:
-    chosen: dict[str, Any] = {name: array[rows] for name, array in columns.items()}
-    np.savez(path, **chosen)
+    """What np.savez writes, for columns of any name: it would take one called `file` for its own."""
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in columns.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array[rows], allow_pickle=False)
 
 
 def _shares(

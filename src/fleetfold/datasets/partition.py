@@ -26,13 +26,13 @@ def dirichlet(labels: Labels, devices: int, alpha: float, seed: int, least: int 
     Effects of Non-Identical Data Distribution for Federated Visual Classification", 2019. A device left
     with fewer than `least` examples takes from the one that has most.
     """
-    _enough(len(labels), devices * least)
-    if not alpha > 0:
-        raise BadConfig(f"dirichlet:{alpha}: alpha must be above 0")
+    _enough(len(labels), devices, least)
+    if not 0 < alpha < float("inf"):
+        raise BadConfig(f"dirichlet:{alpha}: alpha must be a number above 0")
     rng = _rng(seed)
     held: list[list[int]] = [[] for _ in range(devices)]
-    for label in np.unique(labels):
-        members = rng.permutation(np.flatnonzero(labels == label))
+    for alike in by_column(labels).values():
+        members = rng.permutation(alike)
         shares = rng.dirichlet(np.full(devices, alpha))
         cuts = (np.cumsum(shares)[:-1] * len(members)).round().astype(int)
         for device, part in enumerate(np.split(members, cuts)):
@@ -48,7 +48,9 @@ def shards(labels: Labels, devices: int, each: int, seed: int) -> list[Indices]:
 
     McMahan et al., 2017, with each = 2: most devices see two labels.
     """
-    _enough(len(labels), devices * each)
+    if each < 1:
+        raise BadConfig(f"shards:{each}: each device needs at least 1")
+    _enough(len(labels), devices, each)
     parts = np.array_split(np.argsort(labels, kind="stable"), devices * each)
     order = _rng(seed).permutation(len(parts)).reshape(devices, each)
     return [np.sort(np.concatenate([parts[i] for i in mine])) for mine in order]
@@ -56,13 +58,16 @@ def shards(labels: Labels, devices: int, each: int, seed: int) -> list[Indices]:
 
 def by_column(values: Labels) -> dict[str, Indices]:
     """One device for each distinct value (a writer, a hospital, a sensor), by that value's name."""
-    return {str(value): np.flatnonzero(values == value) for value in np.unique(values)}
+    found, which = np.unique(values, return_inverse=True)  # unlike ==, finds what is not a number too
+    return {str(value): np.flatnonzero(which == i) for i, value in enumerate(found)}
 
 
-def _enough(examples: int, needed: int) -> None:
-    if examples < needed:
-        raise BadConfig(f"{examples} examples cannot be shared out {needed} ways")
+def _enough(examples: int, devices: int, each: int = 1) -> None:
+    if devices < 1 or examples < devices * each:
+        raise BadConfig(f"{examples} examples cannot be shared out {devices * each} ways")
 
 
 def _rng(seed: int) -> np.random.Generator:
+    if seed < 0:
+        raise BadConfig(f"seed {seed}: from 0 up")
     return np.random.default_rng(seed)

@@ -93,10 +93,11 @@ def _mean(
     chunk, total, scratch = np.empty(CHUNK, dtype), np.empty(CHUNK), np.empty(CHUNK)
     for offset, n in _chunks(segment, CHUNK):
         total[:n] = 0.0
-        for source, place, share in zip(sources, places, shares, strict=True):
-            source.read(place + offset, _bytes(chunk[:n]))
-            np.multiply(chunk[:n], share, out=scratch[:n])
-            np.add(total[:n], scratch[:n], out=total[:n])
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is looked for below
+            for source, place, share in zip(sources, places, shares, strict=True):
+                source.read(place + offset, _bytes(chunk[:n]))
+                np.multiply(chunk[:n], share, out=scratch[:n])
+                np.add(total[:n], scratch[:n], out=total[:n])
         # One test for all: a NaN or infinity in any update makes the sum one, a finite mean cannot.
         if not np.isfinite(total[:n]).all():
             if culprits := _culprits(sources, places, offset, chunk[:n]):

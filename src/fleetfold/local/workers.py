@@ -89,7 +89,7 @@ class Workers:
         process = subprocess.Popen(
             [sys.executable, "-m", "fleetfold.local.worker", msgspec.json.encode(orders).decode()],
             pass_fds=(theirs.fileno(),), stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log,
-            env=environment,
+            env=environment, start_new_session=True,  # a Ctrl-C is the coordinator's to hear
         )  # fmt: skip
         theirs.close()
         self._running[ours], self._heard[ours] = (number, process), b""

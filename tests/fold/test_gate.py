@@ -1,0 +1,104 @@
+"""The gate: what is not exactly an update for this round does not count, and costs nothing."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fleetfold.errors import BadUpdate
+from fleetfold.fold.gate import Expected, admit
+from fleetfold.fold.tensors import Tensors, parse_header, write
+from fleetfold.messages import UpdateHeader, encode
+
+MODEL: Tensors = {"w": np.zeros((4, 3), np.float32), "b": np.zeros(3, np.float32), "n": np.array(0, np.int64)}
+HEADER = UpdateHeader(run="r", round=2, kind="train", device="d", examples=5)
+
+
+def expected() -> Expected:
+    data = write(MODEL)
+    return Expected(run="r", round=2, kind="train", device="d", model=parse_header(data, len(data)))
+
+
+def reader(data: bytes, seen: list[int] | None = None) -> Callable[[int, int], bytes]:
+    def read(offset: int, length: int) -> bytes:
+        if seen is not None:
+            seen.append(length)
+        return data[offset : offset + length]
+
+    return read
+
+
+def judged(data: bytes) -> UpdateHeader:
+    return admit(reader(data), len(data), expected())[0]
+
+
+def test_an_update_for_this_round_is_admitted() -> None:
+    assert judged(write(MODEL, encode(HEADER))) == HEADER
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"round": 1}, "round '1'"),
+        ({"run": "other"}, "run 'other'"),
+        ({"device": "somebody"}, "device 'somebody'"),
+        ({"kind": "evaluate"}, "kind 'evaluate'"),
+        ({"v": 9}, "version '9'"),
+        ({"examples": 0}, "0 examples"),
+        ({"examples": -4}, "-4 examples"),
+        ({"examples": 2**50}, "examples"),
+    ],
+)
+def test_a_header_that_claims_something_else_than_where_it_lies_is_refused(
+    change: dict[str, object], said: str
+) -> None:
+    header = UpdateHeader(**{**{f: getattr(HEADER, f) for f in HEADER.__struct_fields__}, **change})
+    with pytest.raises(BadUpdate, match=said):
+        judged(write(MODEL, encode(header)))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "said"),
+    [
+        ({k: MODEL[k] for k in ("w", "b")}, "cut off"),
+        ({**MODEL, "x": np.zeros(1, np.float32)}, "too long"),
+        ({"v": MODEL["w"], "b": MODEL["b"], "n": MODEL["n"]}, "'w' is missing"),
+        ({**MODEL, "w": MODEL["w"].T}, r"F32\[3, 4\], in the model F32\[4, 3\]"),
+        ({**MODEL, "w": MODEL["w"].astype(np.int32)}, "'w' is I32"),
+        ({}, "cut off"),
+    ],
+)
+def test_another_layout_than_the_models_is_refused_by_name(tensors: Tensors, said: str) -> None:
+    with pytest.raises(BadUpdate, match=said):
+        judged(write(tensors, encode(HEADER)))
+
+
+def test_an_update_cut_off_anywhere_is_refused() -> None:
+    data = write(MODEL, encode(HEADER))
+    for size in range(len(data)):
+        with pytest.raises(BadUpdate):
+            judged(data[:size])
+
+
+def test_a_header_of_a_gigabyte_is_refused_before_it_is_read() -> None:
+    seen: list[int] = []
+    bomb = (1 << 30).to_bytes(8, "little")
+    with pytest.raises(BadUpdate, match="header of 1073741824 bytes"):
+        admit(reader(bomb, seen), 1 << 31, expected())
+    assert seen == [8]
+
+
+@given(st.data())
+def test_no_mutation_that_changes_what_an_update_is_gets_in(data: st.DataObject) -> None:
+    valid = write(MODEL, encode(HEADER))
+    mutated = bytearray(valid)
+    for _ in range(data.draw(st.integers(1, 4))):
+        mutated[data.draw(st.integers(0, len(valid) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        header, table = admit(reader(bytes(mutated)), len(mutated), expected())
+    except BadUpdate:
+        return
+    assert (header.run, header.round, header.device, header.kind) == ("r", 2, "d", "train")
+    assert table.layout == expected().model.layout  # type: ignore[union-attr]

@@ -1,0 +1,143 @@
+"""What devices send: whatever it is, the round goes on, and what was refused is written down with why."""
+
+import json
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from fleetfold import Trained, Work, layout
+from fleetfold.fold.tensors import Tensors, read, write
+from fleetfold.messages import Report, UpdateHeader, encode
+from fleetfold.ports import fetch
+from fleetfold.round.run import RunState
+from tests.world import Walk, World
+
+
+class Liar(Walk):
+    """One of its devices, d1, returns `spoil` of what it trained."""
+
+    def __init__(self, spoil: Callable[[Tensors], Tensors]) -> None:
+        super().__init__()
+        self.spoil = spoil
+
+    def train(self, model: Tensors, work: Work) -> Trained:
+        honest = super().train(model, work)
+        if work.device.name != "d1":
+            return honest
+        return Trained(tensors=self.spoil(honest.tensors), examples=10_000)
+
+
+def nan(tensors: Tensors) -> Tensors:
+    w = tensors["w"].copy()
+    w[3] = np.nan
+    return {**tensors, "w": w}
+
+
+def reason(world: World, round: int = 1) -> str:
+    found = world.ledger.arrival(layout.round("r", round, "train"), "d1")
+    assert found is not None
+    assert found[0].state == "refused"
+    written = fetch(world.objects, layout.quarantine(layout.round("r", round, "train"), "d1"))
+    assert json.loads(written)["reason"] == found[0].reason
+    return found[0].reason
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (nan, "not finite"),
+        (lambda t: {**t, "w": t["w"] / np.float32(0)}, "not finite"),
+        (lambda t: {k: v for k, v in t.items() if k != "steps"}, "cut off"),
+        (lambda t: {**t, "w": t["w"].astype(np.float64)}, "too long"),
+        (lambda t: {"v": t["w"], "steps": t["steps"], "none": t["none"]}, "'w' is missing"),
+        (lambda t: {**t, "steps": t["steps"].astype(np.uint64)}, "'steps' is U64"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:divide by zero")
+def test_a_bad_update_is_quarantined_and_the_round_goes_on_without_it(
+    spoil: Callable[[Tensors], Tensors], said: str
+) -> None:
+    world = World(trainer=Liar(spoil), rounds=2)
+    world.live()
+    assert world.run().state is RunState.DONE
+    assert said in reason(world, 1)
+    assert said in reason(world, 2)
+    honest = World(rounds=2)
+    honest.devices = [d for d in honest.devices if d.name != "d1"]
+    honest.live()
+    tensors, expected = read(world.model())[0], read(honest.model())[0]
+    assert all(tensors[n].tobytes() == expected[n].tobytes() for n in expected), "it left no trace"
+
+
+def test_a_device_whose_code_fails_says_where_and_the_round_goes_on() -> None:
+    class Broken(Walk):
+        def train(self, model: Tensors, work: Work) -> Trained:
+            if work.device.name == "d1":
+                raise ZeroDivisionError("no data today")
+            return super().train(model, work)
+
+    world = World(trainer=Broken(), rounds=1)
+    world.live()
+    found = world.ledger.arrival(layout.round("r", 1, "train"), "d1")
+    assert found is not None
+    assert found[0].reason.startswith("device failed: ")
+    assert "ZeroDivisionError: no data today" in found[0].reason
+    assert "test_intake.py line" in found[0].reason
+
+
+def test_silence_is_waited_for_until_the_deadline_and_no_longer() -> None:
+    world = World(silent=1, rounds=2, deadline=30.0)
+    world.live()
+    rounds = world.ledger.rounds("r")
+    assert [r.reason for r in rounds] == ["folded 4 updates"] * 2
+    assert [r.ended_at - r.opened_at for r in rounds] == [30.0, 30.0]
+
+
+def test_rounds_without_a_quorum_fail_and_at_last_the_run_says_why() -> None:
+    world = World(devices=1, silent=3, rounds=9, deadline=10.0, patience=3)
+    world.live()
+    assert world.run().state is RunState.FAILED
+    assert world.run().reason == (
+        "3 rounds in a row failed; the last: deadline passed with 1 update, quorum 2"
+    )
+    assert world.run().version == 0, "the old model stands"
+
+
+def test_reports_of_strangers_unknown_rounds_and_other_runs_are_counted_and_ignored() -> None:
+    world = World(rounds=1)
+    stranger = Report(run="r", round=1, kind="train", device="mallory", state="delivered")
+    coordinator = world.coordinator(_never())
+    coordinator.step()
+    header = UpdateHeader(run="r", round=1, kind="train", device="mallory", examples=1)
+    world.objects.put(layout.update(layout.round("r", 1, "train"), "mallory"), [write({}, encode(header))])
+    for round, run in ((1, "r"), (7, "r"), (1, "other")):
+        world.bus.post(Report(run=run, round=round, kind="train", device="mallory", state="delivered"))
+    coordinator.step()
+    assert world.bus.letters() == [], "acknowledged, or it would come for ever"
+    assert coordinator.ignored == {"no round 7 of run 'r' here": 1, "no round 1 of run 'other' here": 1}
+    world.live()
+    assert world.run().state is RunState.DONE
+    note = fetch(world.objects, layout.quarantine(layout.round("r", 1, "train"), stranger.device))
+    assert "was not invited" in json.loads(note)["reason"]
+
+
+def test_a_file_that_changes_after_it_was_admitted_is_taken_out() -> None:
+    world = World(rounds=1, target=1.0)
+    coordinator = world.coordinator(_never())
+    coordinator.step()
+    link = world.bus.link(["d0", "d1", "d2"])
+    for task in link.tasks():
+        world.agent(next(d for d in world.devices if d.name == task.device), _never()).handle(task)
+    coordinator.step()
+    key = layout.update(layout.round("r", 1, "train"), "d1")
+    world.objects.put(key, [fetch(world.objects, key)[:-3]])
+    world.live()
+    assert world.run().state is RunState.DONE
+    assert "no longer the file that was admitted" in reason(world)
+
+
+def _never():  # type: ignore[no-untyped-def]
+    from fleetfold.adapters.faults import Faults, simulated_death
+
+    return Faults(None, simulated_death)

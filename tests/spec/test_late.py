@@ -1,0 +1,85 @@
+"""Updates that come after their round has closed: dropped, or credited exactly once."""
+
+import pytest
+
+from fleetfold import layout
+from fleetfold.adapters.faults import Faults, simulated_death
+from fleetfold.fold.tensors import read
+from fleetfold.messages import Task
+from fleetfold.round.run import RunState
+from tests.world import World
+
+SETTINGS = {"rounds": 3, "deadline": 10.0, "target": 3, "quorum": 2}
+
+
+def with_a_slow_device(at: int | None = None, **settings: object) -> World:
+    """d3 answers each of its tasks one round late; everything dies at step `at` and starts again."""
+    world = World(**{**SETTINGS, **settings})  # type: ignore[arg-type]
+    if drive(world, Faults(at, simulated_death)):
+        drive(world, Faults(None, simulated_death))
+    return world
+
+
+def drive(world: World, faults: Faults) -> bool:
+    """→ whether everything died on the way."""
+    from fleetfold.adapters.faults import Died
+
+    try:
+        coordinator = world.coordinator(faults)
+        agents = {d.name: world.agent(d, faults) for d in world.devices}
+        link = world.bus.link(list(agents))
+        for name, agent in agents.items():
+            if name != "d3":
+                agent.resume()
+        coordinator.resume()
+        held: list[Task] = []
+        while (wake := coordinator.step()) != float("inf"):
+            tasks = list(link.tasks())
+            late, held = held, [t for t in tasks if t.device == "d3"]
+            for task in [t for t in tasks if t.device != "d3"] + late:
+                agents[task.device].handle(task)
+            if not tasks and not world.bus.letters():
+                world.now = max(world.now, wake)
+    except Died:
+        return True
+    return False
+
+
+def states(world: World) -> dict[int, str]:
+    found = {n: world.ledger.arrival(layout.round("r", n, "train"), "d3") for n in (1, 2, 3)}
+    return {n: f[0].state for n, f in found.items() if f is not None}
+
+
+def test_a_late_update_is_dropped_by_default_and_its_record_says_so() -> None:
+    world = with_a_slow_device()
+    assert world.run().state is RunState.DONE
+    assert set(states(world).values()) == {"late"}
+    assert all(not r.credits for r in world.ledger.rounds("r"))
+
+
+def test_a_late_update_is_credited_to_a_later_round_with_a_staleness_weight() -> None:
+    dropped, credited = with_a_slow_device(), with_a_slow_device(late="credit")
+    rounds = world_rounds(credited)
+    assert any(r.credits for r in rounds)
+    assert read(credited.model())[0]["w"].tobytes() != read(dropped.model())[0]["w"].tobytes()
+    keys = [key for r in rounds for key in r.credits]
+    assert len(keys) == len(set(keys)), "never by two rounds"
+    unweighted = with_a_slow_device(late="credit", staleness=0.0)
+    assert read(unweighted.model())[0]["w"].tobytes() != read(credited.model())[0]["w"].tobytes()
+
+
+def world_rounds(world: World):  # type: ignore[no-untyped-def]
+    return world.ledger.rounds("r")
+
+
+@pytest.mark.parametrize("at", range(1, 220, 3))
+def test_a_credit_is_given_exactly_once_wherever_everything_dies(at: int) -> None:
+    world = with_a_slow_device(at, late="credit")
+    assert world.run().state is RunState.DONE
+    keys = [key for r in world_rounds(world) for key in r.credits]
+    assert len(keys) == len(set(keys))
+    for r in world_rounds(world):
+        for key in r.credits:
+            found = world.ledger.arrival(key.partition("/updates/")[0], layout.device_of(key))
+            assert found is not None
+            assert (found[0].state, found[0].credited_to) == ("credited", r.number)
