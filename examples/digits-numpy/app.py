@@ -1,7 +1,7 @@
-"""Handwritten digits over ten devices, in numpy alone: 1,797 real 8x8 scans (scikit-learn's), a fifth held out.
+"""Handwritten digits over ten devices, in numpy alone: 1,797 real 8x8 scans (scikit-learn's).
 
-The rest is split by Dirichlet(0.5) over the labels: each device sees its own mix of digits, and none
-sees all. The model has one hidden layer. Run it: fleetfold run examples/digits-numpy
+A fifth is held out, the rest split by Dirichlet(0.5) over the labels: each device sees its own mix of
+digits, and none sees all. The model has one hidden layer. Run it: fleetfold run examples/digits-numpy
 """
 
 from functools import cache

@@ -1,5 +1,7 @@
 """A round, whatever happens to it and in whatever order."""
 
+from pathlib import Path
+
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from msgspec.structs import replace
@@ -213,3 +215,8 @@ class AnyRound(RuleBasedStateMachine):
 
 
 TestAnyRound = AnyRound.TestCase
+
+
+def test_the_design_shows_the_diagram_as_it_is() -> None:
+    design = (Path(__file__).parents[2] / "docs/design.md").read_text()
+    assert diagram() in design, "docs/design.md: put in what fleetfold.round.decide.diagram() returns"

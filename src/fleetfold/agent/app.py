@@ -1,8 +1,11 @@
 """Finds the user's trainer: the `trainer` of a folder's app.py, of a file, or `module:name`."""
 
 import importlib.util
+import math
 import sys
 import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
@@ -10,7 +13,9 @@ from typing import Any, cast
 from msgspec import Struct
 
 from fleetfold.agent.trainer import Trainer
-from fleetfold.errors import BadConfig
+from fleetfold.errors import BadConfig, FleetfoldError
+from fleetfold.fold.tensors import read
+from fleetfold.messages import Metrics
 
 
 class App(Struct, frozen=True):
@@ -93,5 +98,36 @@ def blame(error: BaseException, app: App | None = None) -> str:
     return "".join(f"{Path(f.filename).name} line {f.lineno}, " for f in where) + text
 
 
-def describe(trainer: Any) -> str:
-    return type(trainer).__name__
+@contextmanager
+def users_code(app: App, what: str) -> Iterator[None]:
+    """Whatever the user's code raises becomes one sentence that names the line."""
+    try:
+        yield
+    except FleetfoldError:
+        raise
+    except Exception as error:
+        raise BadConfig(f"{app.place}: {what}: {blame(error, app)}") from error
+
+
+def tester(app: App, trainer: Trainer) -> Callable[[bytes], Metrics] | None:
+    """Scores a model file on the trainer's own test set; None where it has none."""
+    if not can(trainer, "test"):
+        return None
+
+    def test(model: bytes) -> Metrics:
+        with users_code(app, "test()"):
+            return numbers(trainer.test(read(model)[0]))  # type: ignore[attr-defined]
+
+    return test
+
+
+def numbers(metrics: Mapping[str, Any]) -> Metrics:
+    """JSON has no NaN: what is not finite is None. Raises BadConfig for what is no number."""
+    found: Metrics = {}
+    for name, value in metrics.items():
+        try:
+            number = float(value)
+        except (TypeError, ValueError):
+            raise BadConfig(f"metric {name!r} is not a number: {str(value)[:80]}") from None
+        found[str(name)] = number if math.isfinite(number) else None
+    return found

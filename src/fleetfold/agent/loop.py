@@ -8,13 +8,12 @@ is, from the same seed. Every answer may be told twice.
 """
 
 import hashlib
-import math
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
 import msgspec
 
-from fleetfold.agent.app import App, blame, can
+from fleetfold.agent.app import App, blame, can, numbers
 from fleetfold.agent.journal import ATTEMPTS, Journal
 from fleetfold.agent.trainer import Device, Evaluated, Trainer, Work
 from fleetfold.errors import BadConfig, BadUpdate, Unavailable
@@ -114,7 +113,7 @@ class Agent:
         else:
             trained = self._trainer.train(model, work)
             tensors, examples, extra = trained.tensors, trained.examples, trained.extra
-            metrics = _numbers(trained.metrics)
+            metrics = numbers(trained.metrics)
             if examples <= 0:
                 raise BadUpdate("trained on no examples")
         took = Timings(download=download, compute=self._timer() - start)
@@ -130,7 +129,7 @@ class Agent:
         found: Evaluated | None = self._trainer.evaluate(model, work)  # type: ignore[attr-defined]
         if found is None or found.examples <= 0:
             return None
-        return Evaluation(examples=found.examples, metrics=_numbers(found.metrics))
+        return Evaluation(examples=found.examples, metrics=numbers(found.metrics))
 
     def _timed(self, work: Callable[[], _T]) -> tuple[float, _T]:
         start = self._timer()
@@ -142,15 +141,3 @@ def pause(attempt: int, first: float, most: float, chance: float) -> float:
     """Seconds to wait before look number `attempt` (from 0): doubling up to `most`, with full jitter
     (`chance` in (0, 1)), so that a fleet that lost its coordinator together does not return together."""
     return min(most, first * 2.0 ** min(attempt, 60)) * chance
-
-
-def _numbers(metrics: Mapping[str, Any]) -> Metrics:
-    """JSON has no NaN: what is not finite is None."""
-    numbers: Metrics = {}
-    for name, value in metrics.items():
-        try:
-            number = float(value)
-        except (TypeError, ValueError):
-            raise BadConfig(f"metric {name!r} is not a number: {str(value)[:80]}") from None
-        numbers[str(name)] = number if math.isfinite(number) else None
-    return numbers

@@ -87,14 +87,14 @@ class Board:
 
     def _table(self, run: Run, ready: int) -> Group:
         room = max(3, self._console.size.height - 6)
+        if not self._rows:
+            return Group(Text(f"starting workers: {ready} ready"))
         table = rounds_table(list(self._rows.values())[-room:], self._console.width)
-        return Group(table, self._status(run, ready))
+        return Group(table, self._status(run))
 
-    def _status(self, run: Run, ready: int) -> Text:
+    def _status(self, run: Run) -> Text:
         if run.state is not RunState.RUNNING:
             return Text.from_markup(f"[bold]{run.state.value}[/]: {escape(run.reason)}")
-        if not self._rows:
-            return Text(f"starting workers: {ready} ready")
         done = sum(1 for r in self._rows.values() if r.phase in ENDED and r.kind == "train")
         share = done / run.settings.rounds
         bar = "━" * round(share * 30)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from cyclopts import App, CycloptsError
 from rich.console import Console
+from rich.markup import escape
 
 from fleetfold import __version__
 from fleetfold.cli.demo import demo
@@ -58,11 +59,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(141)
+    except Exception as error:
+        if debug:
+            raise
+        kind = f"{type(error).__name__}: {error}".splitlines()[0]
+        _tell(
+            errors,
+            f"a fault of fleetfold itself, not yours: {kind}",
+            "run it again with --debug and report it",
+        )
+        sys.exit(1)
 
 
 def _tell(console: Console, sentence: str, next: str) -> None:
-    console.print("[bold red]error:[/]", sentence, markup=True) if "[" not in sentence else console.print(
-        f"error: {sentence}", markup=False
-    )
+    console.print("[bold red]error:[/]", escape(sentence))
     if next:
-        console.print(f"  next: {next}", markup=False)
+        console.print(f"  next: {escape(next)}")

@@ -59,7 +59,7 @@ def sim(
     for value in values:
         settings, _ = settings_of(found, Flags(**{**vars(flags), **({name: value} if name else {})}))
         settings = msgspec.structs.replace(settings, devices=len(fleet.members()))
-        result = _watched(fleet, trainer, settings)
+        result = _watched(fleet, found, trainer, settings)
         figures = _figures(result)
         policy = f"{name} = {value}" if name else f"select = {settings.select}"
         if json:
@@ -100,7 +100,9 @@ def _varied(vary: str | None) -> tuple[str, list[str]]:
     return name, [value.strip() for value in values.split(",")]
 
 
-def _watched(fleet: Profile, trainer: Trainer, settings: Settings) -> Simulated:
+def _watched(fleet: Profile, app: App, trainer: Trainer, settings: Settings) -> Simulated:
     with Progress(console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("rounds", total=settings.rounds)
-        return simulate(fleet, trainer, settings, lambda round: progress.update(task, completed=round - 1))
+        return simulate(
+            fleet, app, trainer, settings, lambda round: progress.update(task, completed=round - 1)
+        )

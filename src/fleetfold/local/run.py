@@ -6,19 +6,17 @@ open ─▶ first model ─▶ ┌ step ─▶ watch ─▶ wait for a hint or t
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from msgspec.structs import replace
 
 from fleetfold import layout, wiring
-from fleetfold.agent.app import App, blame, can, load_trainer
+from fleetfold.agent.app import App, load_trainer, tester, users_code
 from fleetfold.agent.trainer import Trainer
-from fleetfold.coordinator.coordinator import Test
 from fleetfold.coordinator.opening import open_run
 from fleetfold.coordinator.policy import policies
-from fleetfold.errors import BadConfig, BadUpdate, FleetfoldError
+from fleetfold.errors import BadConfig, BadUpdate
 from fleetfold.fold.tensors import read, write
 from fleetfold.ledger import Ledger
 from fleetfold.local.lock import held
@@ -103,7 +101,7 @@ def _first_model(app: App, trainer: Trainer, settings: Settings) -> bytes:
                 f"init = {settings.init!r}: {error.sentence}",
                 next="fleetfold export RUN --out model.safetensors writes such a file",
             ) from None
-    with _users_code(app, "init()"):
+    with users_code(app, "init()"):
         tensors = trainer.init(settings.seed)
     try:
         return write(tensors)
@@ -123,7 +121,7 @@ def _drive(app: App, trainer: Trainer, place: Place, ledger: Ledger, watch: Watc
     control = wiring.control(place, durable=wiring.is_durable(settings))
     with (place.folder / "workers.log").open("ab") as log, Workers(orders, log) as workers:
         coordinator = wiring.coordinator(
-            place, settings, Hinting(control, workers), time.time, _test(app, trainer)
+            place, settings, Hinting(control, workers), time.time, tester(app, trainer)
         )
         while workers.ready < count:  # the deadline is for training, not for loading what trains
             watch(run, workers.ready)
@@ -137,26 +135,3 @@ def _drive(app: App, trainer: Trainer, place: Place, ledger: Ledger, watch: Watc
     run, _ = ledger.run(place.run) or (run, 0)
     watch(run, 0)
     return run
-
-
-def _test(app: App, trainer: Trainer) -> Test | None:
-    if not can(trainer, "test"):
-        return None
-
-    def test(model: bytes) -> dict[str, float | None]:
-        with _users_code(app, "test()"):
-            scores = trainer.test(read(model)[0])  # type: ignore[attr-defined]
-            return {str(name): float(value) for name, value in scores.items()}
-
-    return test
-
-
-@contextmanager
-def _users_code(app: App, what: str) -> Iterator[None]:
-    """Whatever the user's code raises becomes one sentence that names the line."""
-    try:
-        yield
-    except FleetfoldError:
-        raise
-    except Exception as error:
-        raise BadConfig(f"{app.place}: {what}: {blame(error, app)}") from error

@@ -12,11 +12,11 @@ from statistics import NormalDist
 
 from msgspec import Struct
 
-from fleetfold.agent.app import can
+from fleetfold.agent.app import App, can, tester, users_code
 from fleetfold.agent.trainer import Device, Evaluated, Trained, Trainer, Work
 from fleetfold.coordinator.opening import open_run
 from fleetfold.coordinator.policy import unit
-from fleetfold.fold.tensors import Tensors, read, write
+from fleetfold.fold.tensors import Tensors, write
 from fleetfold.messages import Report, Task
 from fleetfold.settings import Settings
 from fleetfold.sim.clock import Clock
@@ -43,23 +43,24 @@ class Simulated(Struct, frozen=True):
 
 
 def simulate(
-    profile: Profile, trainer: Trainer, settings: Settings, watch: Callable[[int], None] = lambda _: None
+    profile: Profile,
+    app: App,
+    trainer: Trainer,
+    settings: Settings,
+    watch: Callable[[int], None] = lambda _: None,
 ) -> Simulated:
     """Run `settings.rounds` rounds over the fleet of `profile`. `watch` is told each round's number."""
     clock, world = Clock(START), InMemory()
     members = profile.members()
     names = [f"device-{index:03}" for index in range(len(members))]
-    model = write(trainer.init(settings.seed))
-    open_run("sim", "sim", settings, model, names, world.ledger, world.objects, START)
+    with users_code(app, "init()"):
+        model = write(trainer.init(settings.seed))
+    open_run("sim", app.place, settings, model, names, world.ledger, world.objects, START)
     devices = []
     for index, name in enumerate(names):
         itself = Device(name=name, index=index, count=len(names))
         devices.append(_Simulated(itself, members[index], trainer, settings.seed, clock, world))
-
-    def test(model: bytes) -> dict[str, float | None]:
-        return dict(trainer.test(read(model)[0]))  # type: ignore[attr-defined]
-
-    coordinator = world.coordinator("sim", settings, clock, test if can(trainer, "test") else None)
+    coordinator = world.coordinator("sim", settings, clock, tester(app, trainer))
     seen = 0
     while (wake := coordinator.step()) != float("inf"):
         for device in devices:

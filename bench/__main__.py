@@ -1,0 +1,19 @@
+"""python -m bench: the table of contents of the benchmarks."""
+
+from cyclopts import App
+
+from bench.overhead import overhead
+from bench.select import select
+
+BENCHMARKS = (overhead, select)
+
+app = App(
+    name="python -m bench",
+    help="What fleetfold costs. Each row is measured in a fresh process; the machine is named on stderr.",
+    version_flags=[],
+)
+for benchmark in BENCHMARKS:
+    app.command(benchmark)
+
+if __name__ == "__main__":
+    app()

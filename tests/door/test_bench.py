@@ -1,0 +1,40 @@
+"""The benchmarks run and print what they say they print; how fast is no test's business."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fleetfold.settings import default
+
+ROOT = Path(__file__).parents[2]
+
+
+def bench(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    environment = {k: v for k, v in os.environ.items() if k != "FLEETFOLD_BENCH_FLOWER"}
+    return subprocess.run(
+        [sys.executable, "-m", "bench", *arguments],
+        cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def small() -> "subprocess.CompletedProcess[str]":
+    return bench("overhead", "--json", "--devices", "3", "--rounds", "3")
+
+
+def test_overhead_prints_a_row_for_each_durability(small: "subprocess.CompletedProcess[str]") -> None:
+    assert small.returncode == 0, small.stderr
+    rows = [json.loads(line) for line in small.stdout.splitlines()]
+    assert all(row.keys() == {"name", "seconds_per_round", "peak_mb"} for row in rows)
+    assert all(row["seconds_per_round"] > 0 and row["peak_mb"] > 0 for row in rows)
+    names = [row["name"] for row in rows]
+    assert names[:2] == ["fleetfold, safe against kill -9", "fleetfold, safe against a power cut"]
+
+
+def test_overhead_says_on_which_machine_and_how_durably(small: "subprocess.CompletedProcess[str]") -> None:
+    assert f"{os.cpu_count()} cores" in small.stderr
+    assert f'"{default("durability")}"' in small.stderr
