@@ -6,7 +6,6 @@ a run on one machine lives in one folder:      HOME/runs/{run}/
 """
 
 import os
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -26,7 +25,6 @@ from fleetfold.agent.trainer import Device, Trainer
 from fleetfold.coordinator import Coordinator
 from fleetfold.coordinator.coordinator import Test
 from fleetfold.coordinator.policy import policies
-from fleetfold.errors import BadConfig
 from fleetfold.ledger import Ledger
 from fleetfold.ports import Control, Link, Objects, Transfer
 from fleetfold.settings import Settings
@@ -139,33 +137,6 @@ def is_durable(settings: Settings) -> bool:
     return settings.durability == "power"
 
 
-def devices(settings: Settings) -> list[Device]:
-    """The simulated devices of a run, each with its own share of `settings.data` where that is set.
-
-    Raises BadConfig when the folder does not hold exactly one file or folder per device.
-    """
-    names = [f"device-{index:03}" for index in range(settings.devices)]
-    shares: dict[str, Path] = {}
-    if settings.data:
-        folder = Path(settings.data).expanduser()
-        if not folder.is_dir():
-            raise BadConfig(
-                f"data = {settings.data!r}: there is no such folder",
-                next="fleetfold split SOURCE --out FOLDER --devices N",
-            )
-        shares = {path.stem if path.is_file() else path.name: path for path in folder.iterdir()}
-        missing = [name for name in names if name not in shares]
-        if missing:
-            raise BadConfig(
-                f"data = {settings.data!r}: nothing there for {missing[0]}",
-                next=f"fleetfold split SOURCE --out FOLDER --devices {len(names)}",
-            )
-    return [
-        Device(name=name, index=index, count=len(names), data=shares.get(name))
-        for index, name in enumerate(names)
-    ]
-
-
 def _faulty(process: str, port: _T) -> _T:
     """The port itself, or with the fault that FLEETFOLD_FAULTS asks of this process."""
     if process not in _FAULTS:
@@ -177,16 +148,3 @@ def _faulty(process: str, port: _T) -> _T:
 
 
 _FAULTS: dict[str, Faults | None] = {}
-
-
-def fault_steps(process: str) -> int:
-    """Steps counted so far in this process, where faults are asked for."""
-    faults = _FAULTS.get(process)
-    return faults.steps if faults else 0
-
-
-def import_paths(app: App) -> None:
-    """So that `module:name` finds the modules beside the app, and those of the current folder."""
-    for folder in (str(Path.cwd()), str(app.folder)):
-        if folder not in sys.path:
-            sys.path.insert(0, folder)

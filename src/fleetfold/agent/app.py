@@ -52,8 +52,7 @@ def find_app(place: str) -> App:
 def load_trainer(app: App) -> Trainer:
     """Run the app's file and take its `trainer`. Its folder is put on the import path, for the modules
     beside it. Raises BadConfig that names the line."""
-    if str(app.folder) not in sys.path:
-        sys.path.insert(0, str(app.folder))
+    import_paths(app)
     name = "trainer"
     try:
         if app.place.endswith(".py"):
@@ -80,6 +79,13 @@ def load_trainer(app: App) -> Trainer:
         if not callable(getattr(trainer, needed, None)):
             raise BadConfig(f"{app.place}: its {name!r} has no {needed}()")
     return cast(Trainer, trainer)
+
+
+def import_paths(app: App) -> None:
+    """So that `module:name` finds the modules beside the app, and those of the current folder."""
+    for folder in (str(Path.cwd()), str(app.folder)):
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
 
 
 def can(trainer: Trainer, what: str) -> bool:

@@ -8,7 +8,7 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.progress import Progress
 
-from fleetfold.agent.app import App, find_app, load_trainer
+from fleetfold.agent.app import App, find_app, import_paths, load_trainer
 from fleetfold.agent.trainer import Trainer
 from fleetfold.cli.board import plain_table
 from fleetfold.cli.settings import Flags, settings_of
@@ -18,7 +18,6 @@ from fleetfold.sim.profile import Profile, load_profile
 from fleetfold.sim.run import Simulated, simulate
 from fleetfold.sim.trainer import AddOne
 from fleetfold.view import last
-from fleetfold.wiring import import_paths
 
 
 def sim(

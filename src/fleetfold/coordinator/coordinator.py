@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from fleetfold import layout
 from fleetfold.coordinator.folding import fold_round, header_of, summary
 from fleetfold.coordinator.intake import Intake, quarantine
+from fleetfold.coordinator.late import backlog, claim
 from fleetfold.coordinator.policy import Policies, closing, draw, unit, wanted
 from fleetfold.errors import BadConfig, Unavailable
 from fleetfold.fold.fold import Unfit
@@ -45,8 +46,6 @@ from fleetfold.round.state import ENDED, Phase, Round
 
 Test = Callable[[bytes], Metrics]
 """Scores a model file on the user's own test set, where there is one."""
-BACKLOG = 8
-"""Rounds back that a late update may come from and still be credited."""
 TRIES = 50
 """Lost compare-and-sets in a row after which something is wrong with the store."""
 
@@ -170,41 +169,8 @@ class Coordinator:
         run, _ = self._run()
         if run.settings.late == "credit" and run.kind == "train" and run.round > round.number:
             target = self._ledger.round(run.name, run.round)
-            if target is not None and self._claim(place(round), arrival.device, target[0]):
+            if target is not None and claim(self._ledger, place(round), arrival.device, target[0]):
                 self._feed(target[0], Arrived(credits=frozenset({arrival.key})))
-
-    def _claim(self, where: str, device: str, target: Round) -> bool:
-        """Claim a late update for `target`, exactly once. → whether it is `target`'s to count.
-
-        The claim on the arrival record comes first, the round's own set second. A claim by a round that
-        has closed without counting it is void: that set will not change any more.
-        """
-        found = self._ledger.arrival(where, device)
-        if found is None or found[0].state not in ("late", "credited") or target.phase is not Phase.OPEN:
-            return False
-        arrival, version = found
-        if arrival.credited_to == target.number:
-            return True
-        if arrival.credited_to:
-            holder = self._ledger.round(target.run, arrival.credited_to)
-            if holder is not None and (holder[0].phase is Phase.OPEN or arrival.key in holder[0].credits):
-                return False
-        reason = f"credited to round {target.number}"
-        claim = replace(arrival, state="credited", credited_to=target.number, reason=reason)
-        return self._ledger.swap_arrival(where, claim, expect=version)
-
-    def _backlog(self, round: Round) -> frozenset[str]:
-        """Late updates of earlier rounds that came while no round was open, claimed for this one."""
-        run, _ = self._run()
-        if run.settings.late != "credit" or round.kind != "train":
-            return frozenset()
-        claimed = set()
-        for number in range(max(1, round.number - BACKLOG), round.number):
-            where = layout.round(run.name, number, "train")
-            for arrival in self._ledger.arrivals(where).values():
-                if arrival.state in ("late", "credited") and self._claim(where, arrival.device, round):
-                    claimed.add(arrival.key)
-        return frozenset(claimed)
 
     # Deciding
 
@@ -246,8 +212,8 @@ class Coordinator:
         match effect:
             case Invite():
                 self._control.invite(self._tasks(round))
-                if credits := self._backlog(round):
-                    return Arrived(credits=credits)
+                if round.kind == "train" and self._run()[0].settings.late == "credit":
+                    return Arrived(credits=backlog(self._ledger, round))
             case WakeAt(time):
                 self._alarm.wake_at(round.run, time)
             case Fold():

@@ -12,13 +12,14 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from fleetfold import layout, wiring
-from fleetfold.agent.app import App, load_trainer, tester, users_code
+from fleetfold.agent.app import App, import_paths, load_trainer, tester, users_code
 from fleetfold.agent.trainer import Trainer
 from fleetfold.coordinator.opening import open_run
 from fleetfold.coordinator.policy import policies
 from fleetfold.errors import BadConfig, BadUpdate
 from fleetfold.fold.tensors import read, write
 from fleetfold.ledger import Ledger
+from fleetfold.local.devices import simulated
 from fleetfold.local.lock import held
 from fleetfold.local.worker import Orders
 from fleetfold.local.workers import Hinting, Workers
@@ -36,7 +37,7 @@ def start(app: App, settings: Settings, place: Place, watch: Watch) -> Run:
         trainer = _prepared(app, settings)
         durable = wiring.is_durable(settings)
         ledger, objects = wiring.ledger(place, durable=durable), wiring.objects(place, durable=durable)
-        names = [device.name for device in wiring.devices(settings)]
+        names = [device.name for device in simulated(settings)]
         model = _first_model(app, trainer, settings)
         open_run(place.run, app.place, settings, model, names, ledger, objects, time.time())
         return _drive(app, trainer, place, ledger, watch, resumed=False)
@@ -74,9 +75,9 @@ def new_place(home: Path, app: str) -> Place:
 
 def _prepared(app: App, settings: Settings) -> Trainer:
     """The trainer, and everything that a bad setting would trip over later, tried now."""
-    wiring.import_paths(app)
+    import_paths(app)
     policies(settings)
-    wiring.devices(settings)
+    simulated(settings)
     return load_trainer(app)
 
 

@@ -21,6 +21,7 @@ from fleetfold import wiring
 from fleetfold.agent.app import App, load_trainer
 from fleetfold.agent.loop import pause
 from fleetfold.errors import BadConfig, FleetfoldError
+from fleetfold.local.devices import simulated
 from fleetfold.messages import Task
 from fleetfold.settings import Settings
 
@@ -65,7 +66,7 @@ def _work(orders: Orders, look: threading.Event, say: Callable[[Hint], None]) ->
     trainer = load_trainer(orders.app)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)  # the fleet's parallelism is its workers
-    mine = wiring.devices(orders.settings)[orders.worker :: orders.workers]
+    mine = simulated(orders.settings)[orders.worker :: orders.workers]
     fleet = wiring.fleet(
         place, orders.settings, orders.app, trainer, mine, time.perf_counter, f"worker-{orders.worker}"
     )
