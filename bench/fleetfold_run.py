@@ -21,7 +21,7 @@ from fleetfold import layout, wiring
 from fleetfold.agent.app import find_app
 from fleetfold.cli.board import Board
 from fleetfold.fold.tensors import read
-from fleetfold.local.run import new_place, start
+from fleetfold.local.run import new_place, prepare, start
 from fleetfold.round.run import Run, RunState
 from fleetfold.settings import Settings
 from fleetfold.wiring import Place
@@ -50,7 +50,7 @@ def measure(settings: Settings) -> dict[str, float]:
 
 def _finished(settings: Settings, place: Place) -> Run:
     with open(os.devnull, "w") as nowhere, Board(place, Console(file=nowhere), "lines") as board:
-        run = start(find_app(str(APP)), settings, place, board)
+        run = start(prepare(find_app(str(APP)), settings), place, board)
     if run.state is not RunState.DONE:
         sys.exit(f"the run did not end well: {run.reason}")
     return run

@@ -61,16 +61,9 @@ def tensors(columns: dict[str, np.ndarray]) -> Examples:
     return x, torch.tensor(columns["y"], dtype=torch.int64)
 
 
-def beside(model: nn.Module, data: Examples) -> Examples:
-    """The examples where the model is: on the GPU, if there is one."""
-    x, y = data
-    where = next(model.parameters()).device
-    return x.to(where), y.to(where)
-
-
 def fit(model: nn.Module, data: Examples, work: Work) -> dict[str, float]:
     told = work.settings
-    x, y = beside(model, data)
+    x, y = data
     optimizer = torch.optim.SGD(model.parameters(), told["learning_rate"], told["momentum"])
     for _ in range(told["epochs"]):
         for batch in torch.randperm(len(y)).split(told["batch"]):
@@ -82,7 +75,7 @@ def fit(model: nn.Module, data: Examples, work: Work) -> dict[str, float]:
 
 
 def evaluate(model: nn.Module, data: Examples) -> dict[str, float]:
-    x, y = beside(model, data)
+    x, y = data
     scores = torch.cat([model(some) for some in x.split(1000)])  # a bounded number of feature maps at once
     accuracy = (scores.argmax(1) == y).float().mean()
     return {"loss": F.cross_entropy(scores, y).item(), "accuracy": accuracy.item()}

@@ -19,6 +19,7 @@ from fleetfold.errors import Unavailable
 class FileObjects:
     def __init__(self, root: Path, *, durable: bool = False) -> None:
         self._root, self._durable = root, durable
+        self._synced = {root.parent}
         try:
             self._store = LocalStore(root, mkdir=True)
         except (OSError, BaseError) as error:
@@ -76,16 +77,23 @@ class FileObjects:
         (self._root / key).unlink(missing_ok=True)
 
     def _sync(self, key: str) -> None:
-        """The file, and every folder down to it, for each may have been made for this file."""
+        """The file and the folder that names it; the folders above when they are new to this process."""
         path = self._root / key
-        for place in (path, *path.parents):
-            handle = os.open(place, os.O_RDONLY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-            if place == self._root:
-                break
+        above = path.parent
+        while above not in self._synced:
+            self._synced.add(above)
+            _flush(above)
+            above = above.parent
+        _flush(path)
+        _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _unavailable(error: Exception, place: str) -> Unavailable:

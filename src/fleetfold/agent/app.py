@@ -65,6 +65,8 @@ def load_trainer(app: App) -> Trainer:
         else:
             path, _, name = app.place.partition(":")
             module = import_module(path)
+    except FleetfoldError:
+        raise
     except ModuleNotFoundError as error:
         raise BadConfig(f"{app.place}: {error}", next=f"pip install {error.name}") from error
     except Exception as error:

@@ -6,7 +6,8 @@
     evaluate(model, data)       → a dict of metrics      (optional; `test()` gives it a central test set)
 
 Parameters and floating-point buffers (batch norm's running mean) are averaged; integer ones (its
-counter) are taken from the heaviest update. A GPU is used where there is one.
+counter) are taken from the heaviest update. A GPU is used where there is one: the module is moved there,
+and data that are tensors, tuples of tensors or a TensorDataset; what else data() returns, fit moves.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ class TorchTrainer:
         if self._test_set is None:
             return {}
         if self._held_out is None:
-            self._held_out = self._test_set()
+            self._held_out = self._beside(self._test_set())
         return self._scored(model, self._held_out).metrics
 
     def _scored(self, model: Tensors, data: Any) -> Evaluated:
@@ -111,10 +112,28 @@ class TorchTrainer:
             raise BadConfig(f"the model file does not fit the app's model(): {reason}") from None
         return module
 
+    def _beside(self, data: Any) -> Any:
+        """The data where the module is."""
+        parameter = next(self._warm().parameters(), None)
+        return data if parameter is None else _moved(data, parameter.device)
+
     def _data_of(self, device: Device) -> Any:
         if device.name not in self._data:
-            self._data[device.name] = self._load(device)
+            self._data[device.name] = self._beside(self._load(device))
         return self._data[device.name]
+
+
+def _moved(data: Any, where: torch.device) -> Any:
+    import torch
+    from torch.utils.data import TensorDataset
+
+    if isinstance(data, torch.Tensor):
+        return data.to(where)
+    if isinstance(data, TensorDataset):
+        return TensorDataset(*(tensor.to(where) for tensor in data.tensors))
+    if type(data) in (tuple, list):
+        return type(data)(_moved(part, where) for part in data)
+    return data
 
 
 def _tensors(module: torch.nn.Module) -> Tensors:

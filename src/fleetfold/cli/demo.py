@@ -3,12 +3,10 @@
 from importlib.util import find_spec
 from pathlib import Path
 
-from fleetfold import wiring
 from fleetfold.agent.app import find_app
-from fleetfold.cli.run import driven
+from fleetfold.cli.run import started
 from fleetfold.cli.settings import Flags, settings_of
 from fleetfold.errors import BadConfig
-from fleetfold.local import run as local_run
 
 
 def demo(*, rounds: int = 20, devices: int = 10) -> int:
@@ -29,9 +27,8 @@ def demo(*, rounds: int = 20, devices: int = 10) -> int:
     app = find_app(str(examples() / ("digits" if find_spec("torch") else "digits-numpy")))
     flags = Flags(rounds=str(rounds), devices=str(devices))
     settings, _ = settings_of(app, flags)
-    place = local_run.new_place(wiring.home(), app.name)
     print(f"{app.name}: {devices} devices, {rounds} rounds; each device trains on scans that only it has\n")
-    return driven(place, False, lambda watch: local_run.start(app, settings, place, watch))
+    return started(app, settings, json=False)
 
 
 def examples() -> Path:

@@ -16,6 +16,7 @@ from fleetfold.errors import BadConfig, Unavailable
 from fleetfold.local import run as local_run
 from fleetfold.local.run import Watch
 from fleetfold.round.run import Run, RunState
+from fleetfold.settings import Settings
 from fleetfold.wiring import Place
 
 
@@ -55,8 +56,7 @@ def run(
     if explain:
         Console(width=None if sys.stdout.isatty() else 200).print(explained(settings, places))
         return 0
-    place = local_run.new_place(wiring.home(), found.name)
-    return driven(place, json, lambda watch: local_run.start(found, settings, place, watch))
+    return started(found, settings, json)
 
 
 def _resume(name: str, app: str | None, flags: Any, json: bool) -> int:
@@ -72,6 +72,13 @@ def _resume(name: str, app: str | None, flags: Any, json: bool) -> int:
     found: App | None = find_app(app) if app else None
     wanted = settings_of(App("", "", "/"), Flags(rounds=rounds))[0].rounds if rounds else None
     return driven(place, json, lambda watch: local_run.resume(place, found, wanted, watch))
+
+
+def started(app: App, settings: Settings, json: bool) -> int:
+    """Prepare, then take a place: an app that cannot run leaves nothing behind. → exit code."""
+    prepared = local_run.prepare(app, settings)
+    place = local_run.new_place(wiring.home(), app.name)
+    return driven(place, json, lambda watch: local_run.start(prepared, place, watch))
 
 
 def driven(place: Place, json: bool, drive: Callable[[Watch], Run]) -> int:

@@ -4,11 +4,13 @@ open ─▶ first model ─▶ ┌ step ─▶ watch ─▶ wait for a hint or t
                        └──────────────────────◀──────────────────────────┘
 """
 
+import itertools
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from msgspec import Struct
 from msgspec.structs import replace
 
 from fleetfold import layout, wiring
@@ -16,7 +18,7 @@ from fleetfold.agent.app import App, import_paths, load_trainer, tester, users_c
 from fleetfold.agent.trainer import Trainer
 from fleetfold.coordinator.opening import open_run
 from fleetfold.coordinator.policy import policies
-from fleetfold.errors import BadConfig, BadUpdate
+from fleetfold.errors import BadConfig, BadUpdate, Unavailable
 from fleetfold.fold.tensors import read, write
 from fleetfold.ledger import Ledger
 from fleetfold.local.devices import simulated
@@ -31,16 +33,30 @@ Watch = Callable[[Run, int], None]
 """Is shown the run whenever something may have changed, with the number of workers that are ready."""
 
 
-def start(app: App, settings: Settings, place: Place, watch: Watch) -> Run:
-    """Open a new run of `app` and drive it to its end."""
+class Prepared(Struct, frozen=True):
+    """An app that is ready to run: everything that can be wrong with it has been tried."""
+
+    app: App
+    settings: Settings
+    trainer: Trainer
+    model: bytes  # the first one, as a file
+
+
+def prepare(app: App, settings: Settings) -> Prepared:
+    """Load the app, make its first model, find its functions and its data. Raises BadConfig."""
+    trainer = _loaded(app, settings)
+    return Prepared(app, settings, trainer, _first_model(app, trainer, settings))
+
+
+def start(prepared: Prepared, place: Place, watch: Watch) -> Run:
+    """Open a new run in its place and drive it to its end."""
+    app, settings = prepared.app, prepared.settings
     with held(place.folder):
-        trainer = _prepared(app, settings)
         durable = wiring.is_durable(settings)
         ledger, objects = wiring.ledger(place, durable=durable), wiring.objects(place, durable=durable)
         names = [device.name for device in simulated(settings)]
-        model = _first_model(app, trainer, settings)
-        open_run(place.run, app.place, settings, model, names, ledger, objects, time.time())
-        return _drive(app, trainer, place, ledger, watch, resumed=False)
+        open_run(place.run, app.place, settings, prepared.model, names, ledger, objects, time.time())
+        return _drive(app, prepared.trainer, place, ledger, watch, resumed=False)
 
 
 def resume(place: Place, app: App | None, rounds: int | None, watch: Watch) -> Run:
@@ -60,20 +76,26 @@ def resume(place: Place, app: App | None, rounds: int | None, watch: Watch) -> R
         if rounds is not None and rounds != run.settings.rounds:
             run = _extended(run, rounds)
             ledger.save_run(run, version)
-        trainer = _prepared(app, run.settings)
+        trainer = _loaded(app, run.settings)
         return _drive(app, trainer, place, ledger, watch, resumed=True)
 
 
 def new_place(home: Path, app: str) -> Place:
-    """A place for a new run of `app`: its name and the next free number."""
-    number = 1
+    """A place for a new run of `app`, taken at once: its name and the next free number."""
     name = layout.checked_name("".join(c if c.isalnum() or c in "-_" else "-" for c in app), "app")
-    while (home / layout.run(f"{name}-{number}")).exists():
-        number += 1
-    return Place(home, f"{name}-{number}")
+    for number in itertools.count(1):
+        place = Place(home, f"{name}-{number}")
+        try:
+            place.folder.mkdir(parents=True)
+            break
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise Unavailable(f"cannot make {place.folder}: {error.strerror}") from error
+    return place
 
 
-def _prepared(app: App, settings: Settings) -> Trainer:
+def _loaded(app: App, settings: Settings) -> Trainer:
     """The trainer, and everything that a bad setting would trip over later, tried now."""
     import_paths(app)
     policies(settings)
