@@ -19,7 +19,7 @@ from fleetfold.errors import Unavailable
 class FileObjects:
     def __init__(self, root: Path, *, durable: bool = False) -> None:
         self._root, self._durable = root, durable
-        self._synced = {root.parent}
+        self._synced = {root}
         try:
             self._store = LocalStore(root, mkdir=True)
         except (OSError, BaseError) as error:
@@ -77,13 +77,13 @@ class FileObjects:
         (self._root / key).unlink(missing_ok=True)
 
     def _sync(self, key: str) -> None:
-        """The file and the folder that names it; the folders above when they are new to this process."""
+        """The file and the folder that names it; folders above it when they are new to this process."""
         path = self._root / key
-        above = path.parent
-        while above not in self._synced:
-            self._synced.add(above)
-            _flush(above)
-            above = above.parent
+        folder = path.parent
+        while folder not in self._synced:
+            self._synced.add(folder)
+            folder = folder.parent
+            _flush(folder)  # it names the one below
         _flush(path)
         _flush(path.parent)
 
