@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from fleetfold.cli.places import typed
 from fleetfold.errors import BadConfig
 from fleetfold.layout import valid_name
 
@@ -89,4 +90,4 @@ def init(folder: Path, /) -> None:
     except OSError as error:
         raise BadConfig(f"{folder}: {error.strerror}") from None
     print(f"{folder}/app.py         the model, its data, training: yours to change\n"
-          f"{folder}/fleetfold.toml how it is run\n  next: fleetfold run {folder}")  # fmt: skip
+          f"{folder}/fleetfold.toml how it is run\n  next: {typed(f'fleetfold run {folder}')}")  # fmt: skip

@@ -15,6 +15,7 @@ from fleetfold import __version__
 from fleetfold.cli.demo import demo
 from fleetfold.cli.export import export
 from fleetfold.cli.init import init
+from fleetfold.cli.places import typed
 from fleetfold.cli.run import run
 from fleetfold.cli.show import devices, runs, show
 from fleetfold.cli.sim import sim
@@ -74,4 +75,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _tell(console: Console, sentence: str, next: str) -> None:
     console.print("[bold red]error:[/]", escape(sentence))
     if next:
-        console.print(f"  next: {escape(next)}")
+        console.print(f"  next: {escape(typed(next))}")

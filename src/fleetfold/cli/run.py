@@ -10,7 +10,7 @@ from rich.console import Console
 from fleetfold import wiring
 from fleetfold.agent.app import App, find_app
 from fleetfold.cli.board import Board, number
-from fleetfold.cli.places import existing, shown
+from fleetfold.cli.places import existing, shown, typed
 from fleetfold.cli.settings import Flags, explained, settings_of
 from fleetfold.errors import BadConfig, Unavailable
 from fleetfold.local import run as local_run
@@ -89,7 +89,10 @@ def driven(place: Place, json: bool, drive: Callable[[Watch], Run]) -> int:
         with Board(place, console, style) as board:
             ended = drive(board)
     except KeyboardInterrupt:
-        print(f"stopped; nothing is lost\n  next: fleetfold run --resume {place.run}", file=sys.stderr)
+        print(
+            f"stopped; nothing is lost\n  next: {typed(f'fleetfold run --resume {place.run}')}",
+            file=sys.stderr,
+        )
         return 130
     return conclude(ended, place, board, json)
 
@@ -110,9 +113,9 @@ def conclude(run: Run, place: Place, board: Board, json: bool) -> int:
     path = shown(place.folder)
     console.print(
         f"\nmodel   {path}/models/{run.version:06}.safetensors\n"
-        f"next    fleetfold show {run.name}"
-        f"\n        fleetfold export {run.name} --out model.safetensors"
-        f"\n        fleetfold run --resume {run.name} --rounds {run.settings.rounds + 10}\n",
+        f"next    {typed(f'fleetfold show {run.name}')}\n"
+        f"        {typed(f'fleetfold export {run.name} --out model.safetensors')}\n"
+        f"        {typed(f'fleetfold run --resume {run.name} --rounds {run.settings.rounds + 10}')}\n",
         markup=False,
     )
     seconds = (run.ended_at or 0) - run.started_at

@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from fleetfold import wiring
 from fleetfold.cli.board import COLOURS, number, plain_table, rounds_table, size
-from fleetfold.cli.places import all_runs, existing
+from fleetfold.cli.places import all_runs, existing, typed
 from fleetfold.errors import BadConfig
 from fleetfold.ports import fetch
 from fleetfold.view import last, lines, rows
@@ -47,7 +47,7 @@ def runs(*, json: _JSON = False) -> None:
         if table.row_count:
             Console().print(table)
         else:
-            print(f"no runs in {wiring.home()}\n  next: fleetfold run APP")
+            print(f"no runs in {wiring.home()}\n  next: {typed('fleetfold run APP')}")
 
 
 def show(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
+from fleetfold.cli.places import typed
 from fleetfold.datasets.files import Columns, load
 from fleetfold.datasets.partition import Indices, by_column, dirichlet, iid, shards
 from fleetfold.errors import BadConfig
@@ -67,7 +68,7 @@ def split(
     print(
         f"{out}: {len(sizes)} devices with {min(sizes)} to {max(sizes)} of {sum(sizes)} examples"
         + (f", {len(held_out)} held out in test.npz" if len(held_out) else "")
-        + f"\n  next: fleetfold run APP --data {out} --devices {len(sizes)}"
+        + f"\n  next: {typed(f'fleetfold run APP --data {out} --devices {len(sizes)}')}"
     )
 
 
