@@ -3,9 +3,9 @@
 Each page has a folder of its own, with the examples in it; its blocks happen there in order, and what one
 leaves behind the next one finds.
 
-    ```console           lines with `$ ` are run by bash; the lines below each must occur in what it says.
-                         `console exit=2` for a last line that fails. … is anything; fractions, durations,
-                         sizes and dates may differ.
+    ```console           lines with `$ ` (going on with `> `) are run by bash; the lines below each must
+                         occur in what it says. `console exit=2` for a last command that fails. … is
+                         anything; fractions, durations, sizes and dates may differ.
     ```python, ```toml   run, or parsed; a first line `# my-app/app.py` writes that file, and the line
                          `# my-app/app.py, changed` puts the block's functions in place of the file's own.
 """
@@ -14,6 +14,7 @@ import ast
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -29,6 +30,8 @@ from tests.images import write_cifar10, write_mnist
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PATIENCE = 300.0
+"""Seconds after which a command is taken to hang."""
 by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
 
@@ -56,10 +59,17 @@ class Place:
         self._environment = {**kept, "PATH": f"{bin}:{kept['PATH']}", "NO_COLOR": "1"}
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            words, cwd=self.folder, env=self._environment, stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300, check=False,
+        """One command, and an end to whatever it started if it does not come back."""
+        process = subprocess.Popen(
+            words, cwd=self.folder, env=self._environment, start_new_session=True, text=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
+        try:
+            said, _ = process.communicate(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+        return subprocess.CompletedProcess(words, process.returncode, said)
 
     def shell(self, command: str) -> subprocess.CompletedProcess[str]:
         leave = f'code=$?; {{ declare -px; printf "cd %q\\n" "$PWD"; }} > "{self._state}"; exit $code'
@@ -130,21 +140,19 @@ def converse(block: Block, place: Place) -> None:
 
 def commands(block: Block) -> Iterator[tuple[str, list[str]]]:
     """Each command of a dialogue, with the lines that it is shown to say."""
-    lines = iter(block.text.splitlines())
     found: list[tuple[str, list[str]]] = []
-    for line in lines:
+    for line in block.text.splitlines():
         if line.startswith("$ "):
-            command = line[2:]
-            while command.endswith("\\"):
-                command = command[:-1] + next(lines).removeprefix("> ").lstrip()
-            found.append((command, []))
+            found.append((line[2:], []))
+        elif found and not found[-1][1] and line.startswith("> "):
+            found[-1] = (f"{found[-1][0]}\n{line[2:]}", [])
         elif line.strip(" …"):
             assert found, f"{block.where}: output before the first `$ ` line"
             found[-1][1].append(line)
     return iter(found)
 
 
-INSTALLS = re.compile(r"(make|git clone|pip install|python3? -m venv|source|\.) ")
+INSTALLS = re.compile(r"(make|git clone|(\S+/)?pip3? install|python3? -m venv|source|\.) ")
 
 
 def rehearsed(block: Block, command: str, place: Place) -> bool:
@@ -235,7 +243,7 @@ def replaced(file: str, part: str) -> str:
         text = part.splitlines()[begin(node) : node.end_lineno]
         old = next((own[name] for name in names(node) if name in own), None)
         edits.append((begin(old), old.end_lineno, text) if old else (begin(last), begin(last), text))
-    for start, stop, text in sorted(edits, key=lambda edit: -edit[0]):
+    for start, stop, text in sorted(edits, key=lambda edit: edit[:2], reverse=True):
         lines[start:stop] = text
     return "\n".join(lines) + "\n"
 
@@ -328,7 +336,7 @@ def test_a_shown_line_holds_the_program_to_its_words_and_counts_but_not_its_meas
 
 def test_a_changed_function_takes_the_place_of_its_namesake() -> None:
     file = "import x\nA, B = 1, 2\n\ndef f():\n    return 1\n\nlast = f()\n"
-    part = "# app.py, changed\nA, B = 3, 4\ndef g():\n    return 2\ndef f():\n    return g()\n"
+    part = "# app.py, changed\nA, B = 3, 4\ndef g():\n    return 2\nlast = g() + 1\n"
     found: dict[str, object] = {}
     exec(replaced(file, part).replace("import x", ""), found)
-    assert (found["A"], found["B"], found["last"]) == (3, 4, 2)
+    assert (found["A"], found["B"], found["last"]) == (3, 4, 3)
