@@ -3,7 +3,7 @@
 from cyclopts import App
 
 from bench.overhead import overhead
-from bench.select import select
+from bench.selection import select
 
 BENCHMARKS = (overhead, select)
 

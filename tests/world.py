@@ -67,7 +67,7 @@ class World:
         self.objects, self.records, self.bus = MemoryObjects(), MemoryRecords(), MemoryBus()
         self.journals = MemoryRecords()
         self.ledger = Ledger(self.records)
-        self.now = 1_000.0
+        self.now, self.lives = 1_000.0, 0
         names = [f"d{i}" for i in range(devices + silent)]
         self.devices = [Device(name=n, index=i, count=len(names)) for i, n in enumerate(names)][:devices]
         model = write(self.trainer.init(self.settings.seed))  # type: ignore[attr-defined]
@@ -83,7 +83,7 @@ class World:
 
     def agent(self, device: Device, faults: Faults) -> Agent:
         transfer, link = ObjectTransfer(faults.wrap(self.objects)), faults.wrap(self.bus.link([device.name]))
-        journal = Journal(faults.wrap(self.journals), device.name)
+        journal = Journal(faults.wrap(self.journals), device.name, str(self.lives))
         return Agent(device, self.trainer, journal, transfer, link, lambda: self.now)  # type: ignore[arg-type]
 
     def live(
@@ -95,6 +95,7 @@ class World:
         """Everything starts, goes on from what the stores say, and runs to the end of the run, or until
         step `at` of all its writes, where everything dies. → steps taken."""
         faults = Faults(at, die)
+        self.lives += 1
         try:
             coordinator = self.coordinator(faults, unruly)
             agents = {d.name: self.agent(d, faults) for d in self.devices}

@@ -4,6 +4,9 @@ An adapter translates its vendor's exceptions once, where it meets them; the CLI
 sentence that names the thing, the place and the next command. Nobody else catches them.
 """
 
+import traceback
+from pathlib import Path
+
 
 class FleetfoldError(Exception):
     """What a person is told: one sentence, and the command to run next where there is one."""
@@ -27,3 +30,13 @@ class BadUpdate(FleetfoldError):
 
 class Unavailable(FleetfoldError):
     """The wire's: a disk, a database or a peer does not answer. Nothing is lost; try again."""
+
+
+def blame(error: BaseException, folder: str = "") -> str:
+    """The error in one line, with the newest line of code below `folder` that it passed through."""
+    if isinstance(error, SyntaxError):
+        return f"line {error.lineno}: {error.msg}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if folder and frame.filename.startswith(folder)]
+    where = "".join(f"{Path(f.filename).name} line {f.lineno}, " for f in (own or frames)[-1:])
+    return where + f"{type(error).__name__}: {str(error) or 'no message'}".splitlines()[0]

@@ -62,6 +62,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     evaluate_every: Annotated[int, Meta(description="evaluate on devices every so many rounds", ge=1)] = 1
     data: Annotated[str, Meta(description="folder with one file or folder per device, from `split`")] = ""
     init: Annotated[str, Meta(description="first model (.safetensors) instead of the trainer's")] = ""
+    keep: Annotated[int, Meta(description="rounds whose updates are kept; 0: all of them", ge=0)] = 2
     durability: Annotated[
         str, Meta(description="a finished write survives: process (kill -9) or power (a power cut)")
     ] = "process"
@@ -134,7 +135,8 @@ def parse(name: str, value: Any, place: str) -> Any:
         if kind is int:
             return int(value) if isinstance(value, str) else value
         if kind is float:
-            return float(value)
+            text = str(value).strip()
+            return float(text[:-1]) / 100 if text.endswith("%") else float(text)
     except (ValueError, TypeError):
         raise BadConfig(f"{place}: {name} = {value!r} is not {_grammar(name)}", next=_EXPLAIN) from None
     words = CHOICES.get(name)

@@ -23,7 +23,7 @@ from fleetfold.agent.journal import Journal
 from fleetfold.agent.loop import Agent, Models
 from fleetfold.agent.trainer import Device, Trainer
 from fleetfold.coordinator import Coordinator
-from fleetfold.coordinator.coordinator import Test
+from fleetfold.coordinator.coordinator import Test, by_devices_clock
 from fleetfold.coordinator.policy import policies
 from fleetfold.ledger import Ledger
 from fleetfold.ports import Control, Link, Objects, Transfer
@@ -78,15 +78,15 @@ def coordinator(
     durable = is_durable(settings)
     return Coordinator(
         place.run, ledger(place, durable=durable), objects(place, durable=durable), control, NoAlarm(),
-        policies(settings), clock, sole=True, test=test,
+        policies(settings), clock, sole=True, test=test, stopwatch=by_devices_clock,
     )  # fmt: skip
 
 
 def fleet(
     place: Place, settings: Settings, app: App, trainer: Trainer, devices: Sequence[Device],
-    timer: Callable[[], float], process: str,
+    timer: Callable[[], float], process: str, life: str,
 ) -> Fleet:  # fmt: skip
-    """Agents of simulated devices, in this process."""
+    """Agents of simulated devices, in this process; `life` names the run that supervises it."""
     durable = is_durable(settings)
     journals = _faulty(process, SqliteRecords(place.folder / "devices.db", durable=durable))
     transfer = _faulty(process, ObjectTransfer(FileObjects(place.home, durable=durable)))
@@ -95,7 +95,14 @@ def fleet(
     models = Models()
     agents = {
         device.name: Agent(
-            device, trainer, Journal(journals, device.name), transfer, link, timer, app=app, models=models
+            device,
+            trainer,
+            Journal(journals, device.name, life),
+            transfer,
+            link,
+            timer,
+            app=app,
+            models=models,
         )
         for device in devices
     }
@@ -129,7 +136,13 @@ class InMemory:
     ) -> Agent:
         """An agent behind doors that may be wrapped."""
         return Agent(
-            device, trainer, Journal(self.journals, device.name), transfer, link, timer, models=self.models
+            device,
+            trainer,
+            Journal(self.journals, device.name, "sim"),
+            transfer,
+            link,
+            timer,
+            models=self.models,
         )
 
 

@@ -3,9 +3,11 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from fleetfold.adapters import objects as module
 from fleetfold.adapters.objects import FileObjects
 from fleetfold.adapters.sqlite import SqliteBus, SqliteLink, SqliteRecords
 from fleetfold.errors import Unavailable
@@ -24,6 +26,27 @@ class TestFileObjects(ObjectsContract):
     @pytest.fixture
     def objects(self, tmp_path: Path, durable: bool) -> Objects:
         return FileObjects(tmp_path / "objects", durable=durable)
+
+    def test_before_a_power_cut_could_see_a_name_its_bytes_are_safe(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        order: list[str] = []
+        flush, rename = module._flush, module.obstore.rename
+
+        def noted_flush(path: Path) -> None:
+            order.append(f"sync {path.name[:1]}")
+            flush(path)
+
+        def noted_rename(store: Any, old: str, new: str) -> None:
+            order.append("name")
+            rename(store, old, new)
+
+        monkeypatch.setattr(module, "_flush", noted_flush)
+        monkeypatch.setattr(module.obstore, "rename", noted_rename)
+        FileObjects(tmp_path / "o", durable=True).put("k/x", [b"bytes"])
+        named = order.index("name")
+        assert named == 1, "the bytes under another name first"
+        assert "sync k" in order[named:], "then the folder that holds the name"
 
     def test_a_full_disk_says_so(self, tmp_path: Path) -> None:
         if not Path("/dev/full").exists():

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,6 +35,12 @@ def fleetfold(*arguments: str) -> Shell:
         timeout=60,
         check=False,
     )
+
+
+def objects(result: Shell) -> list[dict[str, Any]]:
+    """The JSON objects that a command printed, one a line."""
+    assert result.returncode == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
 
 
 @pytest.fixture
@@ -197,8 +204,33 @@ def test_an_app_that_fails_on_every_device_fails_the_run_with_the_reason_at_hand
     )
     result = fleetfold("run", "bad", "--patience", "1")
     assert result.returncode == 1
-    assert "every device has answered: 0 updates, 10 refused" in result.stderr
+    assert "0 updates, quorum 5: every device has answered, 10 refused" in result.stderr
     assert "the sensor is unplugged" in fleetfold("show", "--round", "1", "--json").stdout
+
+
+def test_a_run_that_failed_goes_on_when_the_app_is_mended(home: Path) -> None:
+    Path("bad").mkdir()
+    code = (
+        "import numpy as np; from fleetfold import Trained\nclass T:\n"
+        "  def init(self, seed): return {'w': np.zeros(2)}\n"
+        "  def train(self, m, w): return BROKEN\ntrainer = T()"
+    )
+    Path("bad/app.py").write_text(code)
+    assert fleetfold("run", "bad", "--patience", "1", "--rounds", "2").returncode == 1
+    Path("bad/app.py").write_text(code.replace("BROKEN", "Trained(tensors=dict(m), examples=1)"))
+    rows = objects(fleetfold("run", "--resume", "latest", "--json"))
+    assert [(r["round"], r["phase"]) for r in rows] == [(1, "failed"), (2, "done")]
+
+
+def test_an_error_in_a_function_of_the_users_own_is_told_by_its_line(app: Path) -> None:
+    Path("mine.py").write_text("def pick(fleet, k, draws):\n    return fleet[99]\n")
+    refused(fleetfold("run", "my-app", "--select", "mine:pick"), "select", "mine.py line 2", "IndexError")
+
+
+def test_the_timeline_of_an_evaluation_is_shown(app: Path) -> None:
+    fleetfold("run", "my-app", "--rounds", "1", "--evaluate", "cohort")
+    assert len(objects(fleetfold("show", "--round", "1", "--evaluation", "--json"))) == 10
+    assert "evaluated from 10 updates" in fleetfold("show", "--round", "1", "--evaluation").stdout
 
 
 def test_a_second_process_on_a_run_is_told_who_holds_it(app: Path, home: Path) -> None:

@@ -90,7 +90,7 @@ def test_silence_is_waited_for_until_the_deadline_and_no_longer() -> None:
     world = World(silent=1, rounds=2, deadline=30.0)
     world.live()
     rounds = world.ledger.rounds("r")
-    assert [r.reason for r in rounds] == ["folded 4 updates"] * 2
+    assert [r.reason for r in rounds] == ["folded 4 updates: deadline passed"] * 2
     assert [r.ended_at - r.opened_at for r in rounds] == [30.0, 30.0]
 
 
@@ -98,9 +98,7 @@ def test_rounds_without_a_quorum_fail_and_at_last_the_run_says_why() -> None:
     world = World(devices=1, silent=3, rounds=9, deadline=10.0, patience=3)
     world.live()
     assert world.run().state is RunState.FAILED
-    assert world.run().reason == (
-        "3 rounds in a row failed; the last: deadline passed with 1 update, quorum 2"
-    )
+    assert world.run().reason == ("3 rounds in a row failed; the last: 1 update, quorum 2: deadline passed")
     assert world.run().version == 0, "the old model stands"
 
 

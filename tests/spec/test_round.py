@@ -67,13 +67,13 @@ def test_the_deadline_folds_with_a_quorum_and_fails_without() -> None:
     failed = after(one, Ticked(), now=110.0)
     assert failed.round.phase is Phase.FAILED
     assert failed.effects == (GiveUp(),)
-    assert failed.reason == "deadline passed with 1 update, quorum 2"
+    assert failed.reason == "1 update, quorum 2: deadline passed"
 
 
 def test_nobody_is_waited_for_when_all_have_answered() -> None:
     decision = after(a_round(target=4), arrived(0, 1), refused(2), refused(3))
     assert decision.round.phase is Phase.FOLDING
-    assert decision.reason == "every device has answered: 2 updates, 2 refused"
+    assert decision.reason == "folding 2 updates: every device has answered, 2 refused"
     assert after(a_round(), refused(0, 1, 2), arrived(3)).round.phase is Phase.FAILED
 
 
@@ -81,9 +81,10 @@ def test_the_users_own_rule_may_close_the_round_earlier_or_later_than_the_target
     def at_one(round: Round, now: float) -> str:
         return "one is enough for me" if round.arrived else ""
 
-    decision = decide(a_round(), arrived(0), 101.0, at_one)
+    assert decide(a_round(), arrived(0), 101.0, at_one).round.phase is Phase.OPEN, "below the quorum"
+    decision = decide(a_round(quorum=1), arrived(0), 101.0, at_one)
     assert decision.round.phase is Phase.FOLDING
-    assert decision.reason == "1 update, one is enough for me"
+    assert decision.reason == "folding 1 update: one is enough for me"
     patient = decide(a_round(), arrived(0, 1, 2), 101.0, lambda round, now: "")
     assert patient.round.phase is Phase.OPEN, "a rule of the user's own replaces the target"
 

@@ -57,6 +57,12 @@ def test_nobody_is_starved_for_ever_not_even_by_the_fastest_rule() -> None:
     assert all(round > 150 for round in last.values())
 
 
+def test_a_device_that_was_never_invited_is_not_forgotten_by_a_rule_that_does_not_look() -> None:
+    devices = fleet(*[None] * 12)
+    names = {n for r in range(1, 200) for n in choose(RULES["recent"], devices, 2, draws(devices, r), r)}
+    assert {"d10", "d11"} < names
+
+
 def test_a_users_rule_that_names_a_stranger_is_told_so() -> None:
     with pytest.raises(BadConfig, match="'nobody'"):
         choose(lambda fleet, k, draws: ["nobody"], fleet(1.0), 1, [0.5], 1)

@@ -2,18 +2,22 @@
 buffer.
 
 `durable` says what a finished put survives: False, the death of any process (the kernel has the bytes
-and the name); True, a power cut as well (file and folder are synced before the put returns).
+and the name); True, a power cut as well (bytes are synced before they get their name, folders after).
 """
 
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import obstore
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore
 
 from fleetfold.errors import Unavailable
+
+STAGING = "staging/"
+"""Where an object lies until its bytes are safe; what a power cut leaves there is nobody's."""
 
 
 class FileObjects:
@@ -33,13 +37,17 @@ class FileObjects:
                 sizes.append(len(part))
                 yield part
 
+        # A power cut may keep a name and lose the bytes: they are synced under another name first.
+        written = f"{STAGING}{uuid4().hex}" if self._durable else key
         try:
             if isinstance(data, list):  # whole already: one write, without the machinery of parts
-                obstore.put(self._store, key, b"".join(measured()), use_multipart=False)
+                obstore.put(self._store, written, b"".join(measured()), use_multipart=False)
             else:
-                obstore.put(self._store, key, measured())
+                obstore.put(self._store, written, measured())
             if self._durable:
-                self._sync(key)
+                _flush(self._root / written)
+                obstore.rename(self._store, written, key)
+                self._sync_folders(key)
         except (OSError, BaseError) as error:
             raise _unavailable(error, key) from error
         return sum(sizes)
@@ -76,16 +84,14 @@ class FileObjects:
     def delete(self, key: str) -> None:
         (self._root / key).unlink(missing_ok=True)
 
-    def _sync(self, key: str) -> None:
-        """The file and the folder that names it; folders above it when they are new to this process."""
-        path = self._root / key
-        folder = path.parent
+    def _sync_folders(self, key: str) -> None:
+        """The folder that names the object, and those above it that are new to this process."""
+        folder = (self._root / key).parent
+        _flush(folder)
         while folder not in self._synced:
             self._synced.add(folder)
             folder = folder.parent
             _flush(folder)  # it names the one below
-        _flush(path)
-        _flush(path.parent)
 
 
 def _flush(path: Path) -> None:

@@ -3,7 +3,6 @@
 import importlib.util
 import math
 import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
@@ -13,7 +12,7 @@ from typing import Any, cast
 from msgspec import Struct
 
 from fleetfold.agent.trainer import Trainer
-from fleetfold.errors import BadConfig, FleetfoldError
+from fleetfold.errors import BadConfig, FleetfoldError, blame
 from fleetfold.fold.tensors import read
 from fleetfold.messages import Metrics
 
@@ -68,9 +67,11 @@ def load_trainer(app: App) -> Trainer:
     except FleetfoldError:
         raise
     except ModuleNotFoundError as error:
-        raise BadConfig(f"{app.place}: {error}", next=f"pip install {error.name}") from error
+        own = app.place.partition(":")[0].startswith(str(error.name))
+        step = f"put {error.name} on PYTHONPATH" if own else f"pip install {error.name}"
+        raise BadConfig(f"{app.place}: {error}", next=step) from error
     except Exception as error:
-        raise BadConfig(f"{app.place}: {blame(error, app)}") from error
+        raise BadConfig(f"{app.place}: {blame(error, app.root)}") from error
     trainer = getattr(module, name, None)
     if trainer is None:
         raise BadConfig(
@@ -95,17 +96,6 @@ def can(trainer: Trainer, what: str) -> bool:
     return callable(getattr(trainer, what, None)) and bool(getattr(trainer, f"{what}s", True))
 
 
-def blame(error: BaseException, app: App | None = None) -> str:
-    """The error in one line, with the newest line of the user's own code that it passed through."""
-    frames = traceback.extract_tb(error.__traceback__)
-    if isinstance(error, SyntaxError):
-        return f"line {error.lineno}: {error.msg}"
-    own = [f for f in frames if app is not None and f.filename.startswith(str(app.folder))]
-    where = (own or frames)[-1:] or []
-    text = f"{type(error).__name__}: {str(error) or 'no message'}".splitlines()[0]
-    return "".join(f"{Path(f.filename).name} line {f.lineno}, " for f in where) + text
-
-
 @contextmanager
 def users_code(app: App, what: str) -> Iterator[None]:
     """Whatever the user's code raises becomes one sentence that names the line."""
@@ -114,7 +104,7 @@ def users_code(app: App, what: str) -> Iterator[None]:
     except FleetfoldError:
         raise
     except Exception as error:
-        raise BadConfig(f"{app.place}: {what}: {blame(error, app)}") from error
+        raise BadConfig(f"{app.place}: {what}: {blame(error, app.root)}") from error
 
 
 def tester(app: App, trainer: Trainer) -> Callable[[bytes], Metrics] | None:

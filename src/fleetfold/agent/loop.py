@@ -13,10 +13,10 @@ from typing import TypeVar
 
 import msgspec
 
-from fleetfold.agent.app import App, blame, can, numbers
+from fleetfold.agent.app import App, can, numbers
 from fleetfold.agent.journal import ATTEMPTS, Journal
 from fleetfold.agent.trainer import Device, Evaluated, Trainer, Work
-from fleetfold.errors import BadConfig, BadUpdate, Unavailable
+from fleetfold.errors import BadConfig, BadUpdate, Unavailable, blame
 from fleetfold.fold.tensors import Tensors, read, write
 from fleetfold.messages import PROTOCOL, Evaluation, Metrics, Report, Task, Timings, UpdateHeader, encode
 from fleetfold.ports import Link, Transfer
@@ -71,19 +71,18 @@ class Agent:
         if again and entry is not None and entry.report is not None:
             self._link.report(entry.report)
             return
-        attempts = entry.attempts if again and entry is not None else 0
-        report = self._answer(task, attempts)
+        report = self._answer(task)
         self._journal.settle(task, report)
         self._link.report(report)
 
-    def _answer(self, task: Task, attempts: int) -> Report:
+    def _answer(self, task: Task) -> Report:
         answer = Report(run=task.run, round=task.round, kind=task.kind, device=task.device, state="delivered")
         if self._transfer.delivered(task.update):
             return answer
-        if attempts >= ATTEMPTS:
-            reason = f"the process died {attempts} times at this task"
+        if self._journal.attempts(task) >= ATTEMPTS:
+            reason = f"the process died {ATTEMPTS} times at this task"
             return msgspec.structs.replace(answer, state="failed", reason=reason)
-        self._journal.promise(task, attempts + 1)
+        self._journal.promise(task)
         try:
             update, took = self._work(task)
         except (BadConfig, BadUpdate) as error:
@@ -93,7 +92,8 @@ class Agent:
         except Unavailable:
             raise  # not this task's fault: whoever runs the agent waits, and lets it resume
         except Exception as error:  # noqa: BLE001 - the user's code may raise anything; the fleet goes on
-            return msgspec.structs.replace(answer, state="failed", reason=blame(error, self._app))
+            reason = blame(error, self._app.root if self._app else "")
+            return msgspec.structs.replace(answer, state="failed", reason=reason)
         upload, _ = self._timed(lambda: self._transfer.deliver(task.update, update))
         return msgspec.structs.replace(answer, took=msgspec.structs.replace(took, upload=upload))
 

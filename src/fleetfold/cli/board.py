@@ -3,6 +3,7 @@
 It reads the ledger as anybody could; the run does not know that it is watched.
 """
 
+import sys
 import time
 
 import msgspec
@@ -82,7 +83,7 @@ class Board:
                 f"round {row.round}/{run.settings.rounds}"
                 f"{'' if row.kind == 'train' else ' ' + row.kind} {row.phase}: {row.reason};"
                 f" loss {number(row.loss)}, accuracy {number(row.accuracy)}, {row.seconds:.2f} s",
-                markup=False, highlight=False,
+                markup=False, highlight=False, soft_wrap=True,
             )  # fmt: skip
 
     def _table(self, run: Run, ready: int) -> Group:
@@ -128,6 +129,11 @@ def rounds_table(rows: list[Row], width: int) -> Table:
             *([escape(r.reason)] if wide else []),
         )  # fmt: skip
     return table
+
+
+def terminal() -> Console:
+    """Standard output: as wide as the terminal, or wide enough for any table where it is a pipe."""
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
 
 
 COLOURS = {

@@ -5,11 +5,10 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 from cyclopts import Parameter
-from rich.console import Console
 
 from fleetfold import wiring
 from fleetfold.agent.app import App, find_app
-from fleetfold.cli.board import Board, number
+from fleetfold.cli.board import Board, number, terminal
 from fleetfold.cli.places import existing, shown, typed
 from fleetfold.cli.settings import Flags, explained, settings_of
 from fleetfold.errors import BadConfig, Unavailable
@@ -48,13 +47,15 @@ def run(
     - `fleetfold run my-app --explain`
     """
     if resume is not None:
+        if explain:
+            raise BadConfig("--explain is for a run that has not begun", next=f"fleetfold show {resume}")
         return _resume(resume, app, flags, json)
     if app is None:
         raise BadConfig("which app?", next="fleetfold run APP, or fleetfold run --resume latest")
     found = find_app(app)
     settings, places = settings_of(found, flags)
     if explain:
-        Console(width=None if sys.stdout.isatty() else 200).print(explained(settings, places))
+        terminal().print(explained(settings, places))
         return 0
     return started(found, settings, json)
 
@@ -83,7 +84,7 @@ def started(app: App, settings: Settings, json: bool) -> int:
 
 def driven(place: Place, json: bool, drive: Callable[[Watch], Run]) -> int:
     """Watch a run to its end and conclude; or to a Ctrl-C, and say how it goes on. → exit code."""
-    console = Console()
+    console = terminal()
     style = "json" if json else "table" if console.is_terminal else "lines"
     try:
         with Board(place, console, style) as board:
@@ -99,12 +100,11 @@ def driven(place: Place, json: bool, drive: Callable[[Watch], Run]) -> int:
 
 def conclude(run: Run, place: Place, board: Board, json: bool) -> int:
     """Where the run is, what to try next, and the last line: the figures."""
-    failed = run.state is RunState.FAILED
-    if json:
-        return 1 if failed else 0
-    console = Console(highlight=False, soft_wrap=True)
-    if failed:
+    if run.state is RunState.FAILED:
         raise Unavailable(f"run {run.name} failed: {run.reason}", next=f"fleetfold show {run.name}")
+    if json:
+        return 0
+    console = terminal()
     last = [row for row in board.rows if row.accuracy is not None or row.loss is not None][-1:]
     score = "accuracy –"
     if last:
@@ -117,7 +117,10 @@ def conclude(run: Run, place: Place, board: Board, json: bool) -> int:
         f"        {typed(f'fleetfold export {run.name} --out model.safetensors')}\n"
         f"        {typed(f'fleetfold run --resume {run.name} --rounds {run.settings.rounds + 10}')}\n",
         markup=False,
+        soft_wrap=True,
     )
     seconds = (run.ended_at or 0) - run.started_at
-    console.print(f"{score} · rounds {run.round} · seconds {seconds:.0f} · run {path}", markup=False)
+    console.print(
+        f"{score} · rounds {run.round} · seconds {seconds:.0f} · run {path}", markup=False, soft_wrap=True
+    )
     return 0

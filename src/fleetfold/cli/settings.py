@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Group, Parameter
+from msgspec.structs import replace
 from rich.table import Table
 
 from fleetfold.agent.app import App
@@ -40,7 +41,12 @@ def settings_of(app: App, flags: Any) -> tuple[Settings, dict[str, str]]:
     """What a run of `app` is told, and where each value came from. Raises BadConfig."""
     given = {name: value for name, value in asdict(flags).items() if value is not None}
     file = app.folder / "fleetfold.toml"
-    return resolve({shown(file): _file(file), "environment": _environment(), "flag": given})
+    settings, places = resolve({shown(file): _file(file), "environment": _environment(), "flag": given})
+    # A run is resumed from any folder: the paths that it was told must not depend on this one.
+    absolute = {
+        n: str(Path(v).expanduser().absolute()) for n in ("data", "init") if (v := getattr(settings, n))
+    }
+    return replace(settings, **absolute), places
 
 
 def _file(path: Path) -> dict[str, Any]:

@@ -6,13 +6,13 @@ from typing import Annotated
 
 import msgspec
 from cyclopts import Parameter
-from rich.console import Console
 from rich.markup import escape
 
 from fleetfold import wiring
-from fleetfold.cli.board import COLOURS, number, plain_table, rounds_table, size
+from fleetfold.cli.board import COLOURS, number, plain_table, rounds_table, size, terminal
 from fleetfold.cli.places import all_runs, existing, typed
 from fleetfold.errors import BadConfig
+from fleetfold.messages import Kind
 from fleetfold.ports import fetch
 from fleetfold.view import last, lines, rows
 
@@ -45,7 +45,7 @@ def runs(*, json: _JSON = False) -> None:
         )  # fmt: skip
     if not json:
         if table.row_count:
-            Console().print(table)
+            terminal().print(table)
         else:
             print(f"no runs in {wiring.home()}\n  next: {typed('fleetfold run APP')}")
 
@@ -55,6 +55,7 @@ def show(
     /,
     *,
     round: Annotated[int | None, Parameter(name="--round", help="the timeline of this round")] = None,
+    evaluation: Annotated[bool, Parameter(help="of the evaluation after that round", negative="")] = False,
     json: _JSON = False,
 ) -> None:
     """Show a run, a row a round; or with --round one round, a line for every device and step.
@@ -71,7 +72,7 @@ def show(
     if found is None:
         raise BadConfig(f"run {place.run} was never opened", next="fleetfold runs")
     if round is not None:
-        _show_round(place.run, round, place, json)
+        _show_round(place, round, "evaluate" if evaluation else "train", json)
         return
     all_rows = rows(ledger, objects, place.run, time.time())
     if json:
@@ -79,9 +80,9 @@ def show(
             print(msgspec.json.encode(each).decode())
         return
     value, _ = found
-    console = Console()
-    console.print(f"[bold]{value.name}[/] {value.state.value}: {escape(value.reason)}", highlight=False)
-    console.print(f"app {value.app}\nstarted {_clock(value.started_at)}", markup=False, highlight=False)
+    console = terminal()
+    console.print(f"[bold]{value.name}[/] {value.state.value}: {escape(value.reason)}")
+    console.print(f"app {value.app}\nstarted {_clock(value.started_at)}", markup=False)
     console.print(rounds_table(all_rows, console.width))
     scored = {r.scored_by for r in all_rows if r.scored_by}
     meaning = {"test": "the test set", "devices": "the devices, of the model they were given",
@@ -90,11 +91,11 @@ def show(
         console.print("scored by " + "; ".join(meaning[s] for s in sorted(scored)), style="dim")
 
 
-def _show_round(name: str, number_: int, place: wiring.Place, json: bool) -> None:
+def _show_round(place: wiring.Place, which: int, kind: Kind, json: bool) -> None:
     ledger, objects = wiring.ledger(place), wiring.objects(place)
-    found = ledger.round(name, number_)
+    found = ledger.round(place.run, which, kind)
     if found is None:
-        raise BadConfig(f"run {name} has no round {number_}", next=f"fleetfold show {name}")
+        raise BadConfig(f"run {place.run} has no round {which} to {kind}", next=f"fleetfold show {place.run}")
     round, _ = found
     cohort = msgspec.json.decode(fetch(objects, round.cohort), type=list[str])
     timeline = lines(ledger, objects, round, cohort)
@@ -102,13 +103,11 @@ def _show_round(name: str, number_: int, place: wiring.Place, json: bool) -> Non
         for each in timeline:
             print(msgspec.json.encode(each).decode())
         return
-    console = Console()
-    console.print(f"[bold]{name}[/] round {round.number} {round.phase.value}: {escape(round.reason)}")
-    steps = (
-        ("invited", round.opened_at - round.opened_at), ("closed", round.closed_at - round.opened_at),
-        ("folded", round.ended_at - round.opened_at),
-    )  # fmt: skip
-    console.print(" · ".join(f"{step} {_seconds(max(0.0, at))} s" for step, at in steps), highlight=False)
+    console = terminal()
+    console.print(f"[bold]{place.run}[/] round {round.number} {round.phase.value}: {escape(round.reason)}")
+    steps = (("invited", round.opened_at), ("closed", round.closed_at), ("ended", round.ended_at))
+    told = [f"{step} {at - round.opened_at:.3f} s" for step, at in steps if at]
+    console.print(" · ".join(told))
     table = plain_table(
         "device", "state", "examples", "download", "compute", "upload", "total", "bytes", "reason"
     )
@@ -148,10 +147,10 @@ def devices(
     for d in fleet:
         table.add_row(
             escape(d.name), _clock(d.last_seen) if d.last_seen else "never", str(d.examples),
-            "–" if d.turnaround is None else f"{d.turnaround:.2f} s", str(d.chosen), str(d.arrived),
+            "–" if d.turnaround is None else f"{d.turnaround:.3f} s", str(d.chosen), str(d.arrived),
             str(d.failures),
         )  # fmt: skip
-    Console().print(table)
+    terminal().print(table)
 
 
 def _seconds(value: float | None) -> str:

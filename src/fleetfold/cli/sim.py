@@ -10,7 +10,7 @@ from rich.progress import Progress
 
 from fleetfold.agent.app import App, find_app, import_paths, load_trainer
 from fleetfold.agent.trainer import Trainer
-from fleetfold.cli.board import plain_table
+from fleetfold.cli.board import plain_table, terminal
 from fleetfold.cli.settings import Flags, settings_of
 from fleetfold.errors import BadConfig
 from fleetfold.settings import NAMES, Settings
@@ -65,7 +65,7 @@ def sim(
             print(msgspec.json.encode({"policy": policy, **figures}).decode(), flush=True)
         table.add_row(policy, *map(_shown, figures.values()))
     if not json:
-        Console().print(table)
+        terminal().print(table)
 
 
 def _shown(value: float | int | None) -> str:

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from fleetfold import layout
 from fleetfold.coordinator.folding import fold_round, header_of, summary
 from fleetfold.coordinator.intake import Intake, quarantine
-from fleetfold.coordinator.late import backlog, claim
+from fleetfold.coordinator.late import BACKLOG, backlog, claim
 from fleetfold.coordinator.policy import Policies, closing, draw, unit, wanted
 from fleetfold.errors import BadConfig, Unavailable
 from fleetfold.fold.fold import Unfit
@@ -43,11 +43,27 @@ from fleetfold.round.fleet import settle
 from fleetfold.round.run import Run, RunState, advance
 from fleetfold.round.select import choose
 from fleetfold.round.state import ENDED, Phase, Round
+from fleetfold.settings import Settings
 
+Stopwatch = Callable[[Round, Arrival], float]
+"""How long a device took for its part in a round, in seconds."""
 Test = Callable[[bytes], Metrics]
 """Scores a model file on the user's own test set, where there is one."""
 TRIES = 50
 """Lost compare-and-sets in a row after which something is wrong with the store."""
+
+
+def by_own_clock(round: Round, arrival: Arrival) -> float:
+    """From invitation to arrival, by the coordinator's clock: no device can make itself look fast."""
+    return arrival.at - round.asked_at
+
+
+def by_devices_clock(round: Round, arrival: Arrival) -> float:
+    """The device's own steps, without the time that it waited for its turn: for devices that share a
+    machine, where the queue would make all look slow."""
+    took = arrival.took
+    steps = [step for step in (took.download, took.compute, took.upload) if step is not None]
+    return sum(steps) if steps else by_own_clock(round, arrival)
 
 
 class Coordinator:
@@ -57,10 +73,11 @@ class Coordinator:
     def __init__(
         self, run: str, ledger: Ledger, objects: Objects, control: Control, alarm: Alarm,
         policies: Policies, clock: Callable[[], float], *, sole: bool = False, test: Test | None = None,
+        stopwatch: Stopwatch = by_own_clock,
     ) -> None:  # fmt: skip
         self._name, self._ledger, self._objects, self._control = run, ledger, objects, control
         self._alarm, self._policies, self._clock = alarm, policies, clock
-        self._sole, self._test = sole, test
+        self._sole, self._test, self._stopwatch = sole, test, stopwatch
         self._strangers: dict[str, int] = {}
         self._seats = lru_cache(maxsize=4)(self._load_cohort)
         self._header = lru_cache(maxsize=4)(lambda key: header_of(objects, key))
@@ -141,19 +158,14 @@ class Coordinator:
         arrivals = [found[0] for found in known if found is not None]
         admitted = frozenset(a.seat for a in arrivals if a.state == "admitted")
         refused = frozenset(a.seat for a in arrivals if a.state == "refused")
-        if admitted:
-            self._feed(round, Arrived(admitted))
+        current = self._feed(round, Arrived(admitted)) if admitted else round
         if refused:
             self._feed(round, Refused(refused))
         for arrival in arrivals:
-            if arrival.state == "admitted" and not self._counts(round, arrival):
+            if arrival.state == "admitted" and arrival.seat not in current.arrived | current.refused:
                 arrival = self._demote(round, arrival)
             if arrival.state in ("late", "credited") and kind == "train":
                 self._credit(round, arrival)
-
-    def _counts(self, round: Round, arrival: Arrival) -> bool:
-        current, _ = self._round(round)
-        return arrival.seat in current.arrived or arrival.seat in current.refused
 
     def _demote(self, round: Round, arrival: Arrival) -> Arrival:
         """The round closed between the gate and the event: the update is late after all."""
@@ -296,13 +308,23 @@ class Coordinator:
             entries.append(
                 settle(
                     device, round.number,
-                    took=(arrival.at if arrival else round.ended_at) - round.asked_at,
+                    took=self._stopwatch(round, arrival) if arrival else round.ended_at - round.asked_at,
                     seen=arrival.at if arrival else None,
                     examples=arrival.examples if arrival and counted else None,
                     decay=run.settings.turnaround_decay,
                 )
             )  # fmt: skip
         self._ledger.save_devices(entries)
+        self._retire(round, run.settings)
+
+    def _retire(self, round: Round, settings: Settings) -> None:
+        """Remove updates that have long been folded. Only those of rounds that no credit reaches back to,
+        and never before this round's own model is durable."""
+        kept = max(settings.keep, BACKLOG + 1 if settings.late == "credit" else 0)
+        if settings.keep and round.number > kept:
+            old = layout.round(round.run, round.number - kept, round.kind)
+            for key in self._objects.list(layout.updates(old)):
+                self._objects.delete(key)
 
     # Going on
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from msgspec import Struct
 
-from fleetfold.errors import BadConfig
+from fleetfold.errors import BadConfig, FleetfoldError, blame
 from fleetfold.fold.fold import ChunkFold
 from fleetfold.round.decide import Close
 from fleetfold.round.run import Cadence
@@ -37,7 +37,7 @@ def policies(settings: Settings) -> Policies:
 
 
 def load(reference: str, setting: str) -> Callable[..., Any]:
-    """The function that `module:name` names."""
+    """The function that `module:name` names; what it raises becomes one sentence that names the line."""
     module, _, name = reference.partition(":")
     try:
         found = getattr(import_module(module), name)
@@ -50,7 +50,16 @@ def load(reference: str, setting: str) -> Callable[..., Any]:
         raise BadConfig(f"{setting} = {reference!r}: module {module!r} has no {name!r}") from None
     if not callable(found):
         raise BadConfig(f"{setting} = {reference!r} is not a function")
-    return found  # type: ignore[no-any-return]
+
+    def told(*arguments: Any) -> Any:
+        try:
+            return found(*arguments)
+        except FleetfoldError:
+            raise
+        except Exception as error:
+            raise BadConfig(f"{setting} = {reference!r}: {blame(error)}") from error
+
+    return told
 
 
 def wanted(settings: Settings, eligible: int) -> tuple[int, int]:

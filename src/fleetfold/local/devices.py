@@ -10,7 +10,7 @@ from fleetfold.settings import Settings
 def simulated(settings: Settings) -> list[Device]:
     """The simulated devices of a run, each with its own share of `settings.data` where that is set.
 
-    Raises BadConfig when the folder does not hold exactly one file or folder per device.
+    Raises BadConfig when the folder holds no file or folder for one of the devices.
     """
     names = [f"device-{index:03}" for index in range(settings.devices)]
     shares: dict[str, Path] = {}

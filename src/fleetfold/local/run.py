@@ -73,11 +73,27 @@ def resume(place: Place, app: App | None, rounds: int | None, watch: Watch) -> R
         if app is None:
             folder = Path(run.app).parent if run.app.endswith(".py") else Path.cwd()
             app = App(place.run.rpartition("-")[0], run.app, str(folder))
-        if rounds is not None and rounds != run.settings.rounds:
-            run = _extended(run, rounds)
-            ledger.save_run(run, version)
         trainer = _loaded(app, run.settings)
+        again = _again(run, rounds)
+        if again != run:
+            ledger.save_run(again, version)
         return _drive(app, trainer, place, ledger, watch, resumed=True)
+
+
+def _again(run: Run, rounds: int | None) -> Run:
+    """The run as it goes on: to another number of rounds, or after it had failed."""
+    if rounds is not None:
+        if rounds < run.round:
+            raise BadConfig(f"run {run.name} stands at round {run.round}; --rounds {rounds} is behind it")
+        run = replace(run, settings=replace(run.settings, rounds=rounds))
+    due = run.state is RunState.FAILED or (run.state is RunState.DONE and run.round < run.settings.rounds)
+    if not due:
+        return run
+    # The round where it stands has ended: the next one is due, even if it was to have been the last.
+    settings = replace(run.settings, rounds=max(run.settings.rounds, run.round + 1))
+    return replace(
+        run, settings=settings, state=RunState.RUNNING, round=run.round + 1, failed=0, ended_at=0.0, reason=""
+    )
 
 
 def new_place(home: Path, app: str) -> Place:
@@ -101,15 +117,6 @@ def _loaded(app: App, settings: Settings) -> Trainer:
     policies(settings)
     simulated(settings)
     return load_trainer(app)
-
-
-def _extended(run: Run, rounds: int) -> Run:
-    if rounds < run.round:
-        raise BadConfig(f"run {run.name} stands at round {run.round}; --rounds {rounds} is behind it")
-    run = replace(run, settings=replace(run.settings, rounds=rounds))
-    if run.state is RunState.DONE:  # its last round has ended: the next one is due
-        run = replace(run, state=RunState.RUNNING, round=run.round + 1, ended_at=0.0, reason="")
-    return run
 
 
 def _first_model(app: App, trainer: Trainer, settings: Settings) -> bytes:
@@ -137,10 +144,11 @@ def _drive(app: App, trainer: Trainer, place: Place, ledger: Ledger, watch: Watc
     assert found is not None
     run, _ = found
     if run.state is not RunState.RUNNING:
+        watch(run, 0)
         return run
     settings = run.settings
     count = min(settings.workers or os.cpu_count() or 1, settings.devices)
-    orders = Orders(str(place.home), place.run, app, settings, 0, count, 0)
+    orders = Orders(str(place.home), place.run, app, settings, 0, count, 0, f"{os.getpid()}-{time.time()}")
     control = wiring.control(place, durable=wiring.is_durable(settings))
     with (place.folder / "workers.log").open("ab") as log, Workers(orders, log) as workers:
         coordinator = wiring.coordinator(

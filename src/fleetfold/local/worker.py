@@ -25,6 +25,10 @@ from fleetfold.local.devices import simulated
 from fleetfold.messages import Task
 from fleetfold.settings import Settings
 
+BATCH = 0.02
+"""Seconds between two hints while there is more to do: a coordinator that looks at each report by itself
+spends more on looking than on what it sees."""
+
 
 class Orders(Struct, frozen=True):
     """What a worker is started with."""
@@ -36,6 +40,7 @@ class Orders(Struct, frozen=True):
     worker: int
     workers: int
     socket: int  # inherited file descriptor
+    life: str  # of the coordinator that started it
 
 
 class Hint(Struct, frozen=True):
@@ -68,7 +73,14 @@ def _work(orders: Orders, look: threading.Event, say: Callable[[Hint], None]) ->
         sys.modules["torch"].set_num_threads(1)  # the fleet's parallelism is its workers
     mine = simulated(orders.settings)[orders.worker :: orders.workers]
     fleet = wiring.fleet(
-        place, orders.settings, orders.app, trainer, mine, time.perf_counter, f"worker-{orders.worker}"
+        place,
+        orders.settings,
+        orders.app,
+        trainer,
+        mine,
+        time.perf_counter,
+        f"worker-{orders.worker}",
+        orders.life,
     )
     say(Hint("ready"))
     for agent in fleet.agents.values():
@@ -76,13 +88,16 @@ def _work(orders: Orders, look: threading.Event, say: Callable[[Hint], None]) ->
     say(Hint("reported"))
     chance, idle = random.Random(orders.worker), 0
     pending: dict[str, Task] = {}
+    said = time.monotonic()
     while True:
         look.clear()
         pending.update({task.device: task for task in fleet.link.tasks()})  # a newer task replaces
         if pending:
             device = next(iter(pending))
             fleet.agents[device].handle(pending.pop(device))
-            say(Hint("reported"))
+            if not pending or time.monotonic() - said > BATCH:
+                said = time.monotonic()
+                say(Hint("reported"))
             idle = 0
         else:
             settings = orders.settings

@@ -79,30 +79,33 @@ def _close_if_ready(round: Round, now: float, close: Close | None) -> Decision:
     have, policy = len(round.arrived), round.policy
     ready = have >= policy.quorum
     if have >= policy.target and close is None:
-        return _send_folder(round, now, f"{_updates(have)}, target {policy.target} reached")
-    if close is not None and have and (why := close(round, now)):
-        return _send_folder(round, now, f"{_updates(have)}, {why}")
+        return _send_folder(round, now, f"target {policy.target} reached")
+    if close is not None and ready and (why := close(round, now)):
+        return _send_folder(round, now, why)
     if round.silent <= 0:
-        why = f"every device has answered: {_updates(have)}, {len(round.refused)} refused"
-        return _send_folder(round, now, why) if ready else _fail(round, now, f"{why}, quorum {policy.quorum}")
-    if now >= round.deadline_at:
-        why = f"deadline passed with {_updates(have)}, quorum {policy.quorum}"
+        why = f"every device has answered, {len(round.refused)} refused"
         return _send_folder(round, now, why) if ready else _fail(round, now, why)
-    left = round.deadline_at - now
-    why = f"waiting: {have} of {_updates(policy.target)}, {left:.0f} s left"
+    if now >= round.deadline_at:
+        why = "deadline passed"
+        return _send_folder(round, now, why) if ready else _fail(round, now, why)
+    why = f"waiting: {have} of {_updates(policy.target)}, {round.deadline_at - now:.0f} s left"
     return Decision(replace(round, reason=why), reason=why)
 
 
 def _send_folder(round: Round, now: float, why: str) -> Decision:
+    reason = f"folding {_updates(len(round.arrived))}: {why}"
     closed_at = round.closed_at or now
-    folding = replace(round, phase=Phase.FOLDING, closed_at=closed_at, leased_at=now, reason=why)
-    return Decision(folding, (Fold(),), why)
+    folding = replace(
+        round, phase=Phase.FOLDING, closed_at=closed_at, leased_at=now, closed_because=why, reason=reason
+    )
+    return Decision(folding, (Fold(),), reason)
 
 
 def _fail(round: Round, now: float, why: str) -> Decision:
+    reason = f"{_updates(len(round.arrived))}, quorum {round.policy.quorum}: {why}"
     closed_at = round.closed_at or now
-    failed = replace(round, phase=Phase.FAILED, closed_at=closed_at, ended_at=now, reason=why)
-    return Decision(failed, (GiveUp(),), why)
+    failed = replace(round, phase=Phase.FAILED, closed_at=closed_at, ended_at=now, reason=reason)
+    return Decision(failed, (GiveUp(),), reason)
 
 
 def _take_out(round: Round, event: Disqualified, now: float, close: Close | None) -> Decision:
@@ -110,26 +113,24 @@ def _take_out(round: Round, event: Disqualified, now: float, close: Close | None
     arrived, credits = round.arrived - event.seats, round.credits - event.credits
     if (arrived, credits) == (round.arrived, round.credits):
         return Decision(round, reason="ignored: already taken out")
-    out = len(event.seats) + len(event.credits)
     rest = replace(round, arrived=arrived, credits=credits, refused=round.refused | event.seats)
-    if len(arrived) < round.policy.quorum:
-        why = f"{out} refused in the fold, {_updates(len(arrived))} left, quorum {round.policy.quorum}"
-        return _fail(rest, now, why)
-    return _send_folder(rest, now, f"{out} refused in the fold; folding the other {len(arrived)}")
+    out = len(round.arrived) + len(round.credits) - len(arrived) - len(credits)
+    why = f"{round.closed_because}; {out} refused in the fold"
+    return _send_folder(rest, now, why) if len(arrived) >= round.policy.quorum else _fail(rest, now, why)
 
 
 def _renew(round: Round, event: Ticked, now: float, close: Close | None) -> Decision:
     if now < round.leased_at + round.policy.lease:
-        return Decision(round, reason=f"folding {_updates(len(round.arrived))}")
-    return _send_folder(round, now, f"folder silent for {now - round.leased_at:.0f} s; folding again")
+        return Decision(round, reason=round.reason)
+    return _send_folder(round, now, round.closed_because)  # the folder went silent: send another
 
 
 def _publish(round: Round, event: Folded, now: float, close: Close | None) -> Decision:
     if (event.seats, event.credits) != (round.arrived, round.credits):
         return Decision(round, reason="ignored: that fold was of another set of updates")
-    why = f"folded {_updates(len(round.arrived))}" + (
-        f" and {len(round.credits)} late" if round.credits else ""
-    )
+    late = f" and {len(round.credits)} late" if round.credits else ""
+    verb = "folded" if round.kind == "train" else "evaluated from"
+    why = f"{verb} {_updates(len(round.arrived))}{late}: {round.closed_because}"
     done = replace(
         round, phase=Phase.DONE, ended_at=now, reason=why,
         model=event.model, digest=event.digest, metrics=event.metrics,

@@ -92,6 +92,6 @@ def _starved(fleet: Sequence[Device], k: int, round: int) -> list[str]:
     At most a quarter of the seats, so that a fleet that waits as a whole does not overrule the rule.
     """
     fair = max(1.0, len(fleet) / k)
-    waiting = [d for d in fleet if d.chosen and round - d.last_round > STARVED * fair]
+    waiting = [d for d in fleet if round - d.last_round > STARVED * fair]
     waiting.sort(key=lambda d: (d.last_round, d.name))
     return [device.name for device in waiting[: max(1, k // 4)]]

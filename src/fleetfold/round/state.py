@@ -48,6 +48,7 @@ class Round(Struct, frozen=True, kw_only=True):
     refused: Seats = frozenset()
     credits: Credits = frozenset()
     closed_at: float = 0.0  # when the set of updates was fixed
+    closed_because: str = ""
     leased_at: float = 0.0  # when the newest folder was sent
     ended_at: float = 0.0
     model: str = ""
