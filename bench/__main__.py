@@ -2,10 +2,11 @@
 
 from cyclopts import App
 
+from bench.fold import fold
 from bench.overhead import overhead
 from bench.selection import select
 
-BENCHMARKS = (overhead, select)
+BENCHMARKS = (overhead, fold, select)
 
 app = App(
     name="python -m bench",

@@ -54,7 +54,7 @@ class FileObjects:
 
     def read(self, key: str, offset: int, into: memoryview) -> int:
         try:
-            file = os.open(self._root / key, os.O_RDONLY)
+            file = os.open(f"{self._root}/{key}", os.O_RDONLY)
         except FileNotFoundError:
             raise KeyError(key) from None
         except OSError as error:

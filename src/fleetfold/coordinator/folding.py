@@ -21,6 +21,8 @@ from fleetfold.ports import Objects
 from fleetfold.round.state import Round
 from fleetfold.settings import Settings
 
+THREADS = 2
+"""Chunks that are folded at once: reading and adding then overlap, on as little as two cores."""
 HEADER_LIMIT = 1 << 28
 """Bytes of header that a file of our own may have."""
 
@@ -62,7 +64,9 @@ def fold_round(
         round.run, version, round.number, len(arrivals), sum(arrival.examples for arrival in arrivals)
     )
     digest = hashlib.sha256()
-    parts = _file(write_header(model.layout, msgspec.json.encode(about)), fold(sources, model, method))
+    parts = _file(
+        write_header(model.layout, msgspec.json.encode(about)), fold(sources, model, method, threads=THREADS)
+    )
     objects.put(key, _hashed(parts, digest.update))
     return key, digest.hexdigest()
 
