@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -252,11 +253,15 @@ def test_ctrl_c_leaves_a_run_that_can_be_resumed(app: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "fleetfold", "run", "my-app", "--rounds", "100000"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
     )  # fmt: skip
     assert process.stdout is not None
     process.stdout.readline()
-    process.send_signal(2)
-    _, errors = process.communicate(timeout=30)
+    process.send_signal(signal.SIGINT)
+    try:
+        _, errors = process.communicate(timeout=30)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert "fleetfold run --resume my-app-1" in errors
     time.sleep(0.1)

@@ -117,7 +117,9 @@ def rounds_table(rows: list[Row], width: int) -> Table:
     table.add_column("round", justify="right", no_wrap=True)
     table.add_column("phase", no_wrap=True)
     for column in ("arrived", "refused", "loss", "accuracy", "seconds", "up", "down"):
-        table.add_column(column, justify="right", no_wrap=True)
+        table.add_column(
+            column, justify="right", no_wrap=True, min_width=8 if column in ("up", "down") else None
+        )
     if wide := width >= 110:
         table.add_column("reason", overflow="ellipsis", no_wrap=True, ratio=1)
     for r in rows:
