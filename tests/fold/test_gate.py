@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fleetfold.errors import BadUpdate
 from fleetfold.fold.gate import Expected, admit
 from fleetfold.fold.tensors import Tensors, parse_header, write
-from fleetfold.messages import UpdateHeader, encode
+from fleetfold.messages import Evaluation, UpdateHeader, encode
 
 MODEL: Tensors = {"w": np.zeros((4, 3), np.float32), "b": np.zeros(3, np.float32), "n": np.array(0, np.int64)}
 HEADER = UpdateHeader(run="r", round=2, kind="train", device="d", examples=5)
@@ -49,6 +49,9 @@ def test_an_update_for_this_round_is_admitted() -> None:
         ({"examples": 0}, "0 examples"),
         ({"examples": -4}, "-4 examples"),
         ({"examples": 2**50}, "examples"),
+        ({"metrics": {f"m{i}": 0.0 for i in range(65)}}, "65 metrics"),
+        ({"metrics": {"x" * 1000: 0.0}}, "1000 characters"),
+        ({"evaluation": Evaluation(examples=1, metrics={"": 0.0})}, "0 characters"),
     ],
 )
 def test_a_header_that_claims_something_else_than_where_it_lies_is_refused(

@@ -15,6 +15,8 @@ from fleetfold.errors import BadUpdate
 from fleetfold.fold.tensors import METADATA_LIMIT, PREFIX, Header, header_length, parse_header
 from fleetfold.messages import PROTOCOL, Kind, UpdateHeader
 
+METRICS_LIMIT = 64
+"""Metrics that an update may report, and characters in the name of one."""
 EXAMPLES_LIMIT = 1 << 40
 """More examples than any device has: above it, a weight is an attack."""
 
@@ -53,7 +55,18 @@ def admit(read: Callable[[int, int], bytes], size: int, expected: Expected) -> t
     _same_identity(update, expected)
     if not 0 < update.examples <= EXAMPLES_LIMIT:
         raise BadUpdate(f"{update.examples} examples")
+    _small(update)
     return update, header
+
+
+def _small(update: UpdateHeader) -> None:
+    """Metrics go into records and onto screens: few, and with names that fit there."""
+    evaluated = update.evaluation.metrics if update.evaluation else {}
+    for metrics in (update.metrics, evaluated):
+        if len(metrics) > METRICS_LIMIT:
+            raise BadUpdate(f"{len(metrics)} metrics, at most {METRICS_LIMIT}")
+        if long := [name for name in metrics if not 0 < len(name) <= METRICS_LIMIT]:
+            raise BadUpdate(f"the name of metric {long[0][:40]!r}… has {len(long[0])} characters")
 
 
 def _same_layout(header: Header, model: Header | None) -> None:
