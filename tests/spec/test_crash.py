@@ -30,6 +30,9 @@ def test_everything_dies_at_this_step_and_the_model_is_the_same_to_the_byte(at: 
     world.live()
     assert world.run().state is RunState.DONE
     assert world.model() == undisturbed().model()
+    assert {d.arrived for d in world.ledger.fleet()} == {SETTINGS["rounds"]}, (
+        "each device counted once a round"
+    )
 
 
 @pytest.mark.parametrize("at", range(1, STEPS + 1, 7))
