@@ -2,11 +2,12 @@
 
 from cyclopts import App
 
+from bench.attack import attack
 from bench.fold import fold
 from bench.overhead import overhead
 from bench.selection import select
 
-BENCHMARKS = (overhead, fold, select)
+BENCHMARKS = (overhead, fold, select, attack)
 
 app = App(
     name="python -m bench",

@@ -47,7 +47,13 @@ class Settings(Struct, frozen=True, kw_only=True):
     ] = 0.5
 
     weight: Annotated[str, Meta(description="of an update in the fold: examples or uniform")] = "examples"
-    fold: Annotated[str, Meta(description="how updates become one: mean, or module:name")] = "mean"
+    fold: Annotated[
+        str,
+        Meta(description="how updates become one: mean, median, trimmed_mean, krum, multi_krum, module:name"),
+    ] = "mean"
+    byzantine: Annotated[
+        Share, Meta(description="updates of a round that may be anything: what a robust fold withstands")
+    ] = 0.2
 
     cadence: Annotated[
         float | str, Meta(description="from one round's start to the next: a time, 0s, or module:name")
@@ -78,7 +84,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "close": ("target", ":"),
     "late": ("drop", "credit"),
     "weight": ("examples", "uniform"),
-    "fold": ("mean", ":"),
+    "fold": ("mean", "median", "trimmed_mean", "krum", "multi_krum", ":"),
     "evaluate": ("same", "cohort", "off"),
     "durability": ("process", "power"),
 }

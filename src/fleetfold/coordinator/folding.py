@@ -12,8 +12,10 @@ import msgspec
 from msgspec import Struct
 
 from fleetfold import layout
+from fleetfold.coordinator.policy import method
 from fleetfold.errors import BadUpdate
-from fleetfold.fold.fold import ChunkFold, Source, Unfit, fold
+from fleetfold.fold.fold import ChunkFold, Source, Unfit, fold, measured
+from fleetfold.fold.robust import distances, rounded
 from fleetfold.fold.tensors import PREFIX, Header, header_length, parse_header, write_header
 from fleetfold.ledger import Arrival
 from fleetfold.messages import Metrics
@@ -51,22 +53,27 @@ def header_of(objects: Objects, key: str) -> Header:
 
 def fold_round(
     objects: Objects, round: Round, arrivals: Sequence[Arrival], settings: Settings,
-    model: Header, method: ChunkFold | None,
+    model: Header, own: ChunkFold | None,
 ) -> tuple[str, str]:  # fmt: skip
     """Fold `arrivals`, in the order given, into the model after `round.base`. → its key and sha256.
+    `own`: the user's fold, where there is one. The model's header says how many updates are in it.
 
     Raises Unfit, naming the arrivals' keys.
     """
     version = round.base + 1
     key = layout.model(round.run, version)
     sources = [_source(objects, arrival, weight(arrival, round, settings)) for arrival in arrivals]
+    how = method(settings, own, len(sources))
+    if how.selection is not None:
+        apart = rounded(measured(sources, model, distances))
+        kept = how.selection(apart, how.byzantine, len(sources) - how.byzantine)
+        sources, arrivals = [sources[k] for k in kept], [arrivals[k] for k in kept]
     about = ModelHeader(
         round.run, version, round.number, len(arrivals), sum(arrival.examples for arrival in arrivals)
     )
     digest = hashlib.sha256()
-    parts = _file(
-        write_header(model.layout, msgspec.json.encode(about)), fold(sources, model, method, threads=THREADS)
-    )
+    chunks = fold(sources, model, how.chunk, threads=THREADS)
+    parts = _file(write_header(model.layout, msgspec.json.encode(about)), chunks)
     objects.put(key, _hashed(parts, digest.update))
     return key, digest.hexdigest()
 

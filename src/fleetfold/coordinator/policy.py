@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from fleetfold.errors import BadConfig, FleetfoldError, blame
 from fleetfold.fold.fold import ChunkFold
+from fleetfold.fold.robust import SELECTIONS, Selection, median, trimmed_mean
 from fleetfold.round.decide import Close
 from fleetfold.round.run import Cadence
 from fleetfold.round.select import RULES, Rule
@@ -31,9 +32,33 @@ def policies(settings: Settings) -> Policies:
     return Policies(
         select=RULES.get(settings.select) or load(settings.select, "select"),
         close=None if settings.close == "target" else load(settings.close, "close"),
-        fold=None if settings.fold == "mean" else load(settings.fold, "fold"),
+        fold=load(settings.fold, "fold") if ":" in settings.fold else None,
         cadence=load(cadence, "cadence") if isinstance(cadence, str) else lambda _: cadence,
     )
+
+
+class Method(Struct, frozen=True):
+    """How a number of updates becomes one: by `chunk` (None: the weighted mean), of those that
+    `selection` keeps when `byzantine` of them may be anything."""
+
+    chunk: ChunkFold | None = None
+    selection: Selection | None = None
+    byzantine: int = 0
+
+
+def method(settings: Settings, own: ChunkFold | None, n: int) -> Method:
+    """The method for `n` updates; `own` is the user's function, where `settings.fold` names one."""
+    byzantine = min(count(settings.byzantine, n), (n - 1) // 2)
+    match settings.fold:
+        case "median":
+            return Method(median)
+        case "trimmed_mean":
+            return Method(
+                trimmed_mean((byzantine + 0.25) / n)
+            )  # of which floor(cut · n) is the number itself
+        case "krum" | "multi_krum" as word:
+            return Method(None, SELECTIONS[word], byzantine)
+    return Method(own)
 
 
 def load(reference: str, setting: str) -> Callable[..., Any]:

@@ -32,6 +32,8 @@ CHUNK = 1 << 17
 GROUP = 16
 """Updates that are summed in the chunk's own precision before the sum goes on in 64 bits. It depends on
 nothing, so that the order of rounding depends on the order of updates alone."""
+CELL = 1 << 14
+"""Elements that a measure of whole updates sums in floats before its sum becomes exact."""
 BLOCK = 1 << 24
 """Bytes that one block of all updates' chunks may take, for a fold that needs them side by side."""
 
@@ -191,22 +193,39 @@ def _mean(
         return _bytes(np.clip(total, -limit, limit, out=total).astype(chunk.dtype))
 
 
+def measured(sources: Sequence[Source], model: Header, measure: Callable[[Array], Array]) -> Array:
+    """The sum of `measure` over all floats of the updates, block by block: [n, elements] → its part.
+
+    For measures that add up exactly, of blocks of whole cells (`robust.distances`). Raises Unfit.
+    """
+    most = max(CELL, BLOCK // (8 * len(sources)) // CELL * CELL)
+    parts = [
+        measure(_block(chunk, sources)) for chunk in _chunks(sources, model, most) if chunk.dtype.kind == "f"
+    ]
+    return np.asarray(sum(parts[1:], start=parts[0])) if parts else np.zeros((len(sources),) * 2, object)
+
+
 def _by_block(
     chunk: _Chunk, sources: Sequence[Source], shares: NDArray[np.float64], method: ChunkFold
 ) -> memoryview:
     n = chunk.count
-    block = np.empty((len(sources), n), chunk.dtype)
-    for row, source, place in zip(block, sources, chunk.places, strict=True):
-        source.read(place, _bytes(row))
-    if not np.isfinite(block).all():
-        raise Unfit(_culprits(chunk, sources, np.empty(n, chunk.dtype)), NOT_FINITE)
-    out = np.asarray(method(block, shares))
+    out = np.asarray(method(_block(chunk, sources), shares))
     if out.shape != (n,) or not np.isfinite(out).all():
         raise BadConfig(
             f"the fold function returned {out.dtype}{list(out.shape)}"
             f"{'' if out.shape != (n,) else ' with values that are not finite'}, expected finite [{n}]"
         )
     return _bytes(np.ascontiguousarray(out, chunk.dtype))
+
+
+def _block(chunk: _Chunk, sources: Sequence[Source]) -> Array:
+    """The chunk of every update side by side: [n, elements], finite."""
+    block = np.empty((len(sources), chunk.count), chunk.dtype)
+    for row, source, place in zip(block, sources, chunk.places, strict=True):
+        source.read(place, _bytes(row))
+    if not np.isfinite(block).all():
+        raise Unfit(_culprits(chunk, sources, np.empty(chunk.count, chunk.dtype)), NOT_FINITE)
+    return block
 
 
 def _copied(chunk: _Chunk, source: Source, place: int) -> memoryview:
