@@ -23,8 +23,9 @@ from fleetfold.agent.journal import Journal
 from fleetfold.agent.loop import Agent, Models
 from fleetfold.agent.trainer import Device, Trainer
 from fleetfold.coordinator import Coordinator
-from fleetfold.coordinator.coordinator import Test, by_devices_clock
+from fleetfold.coordinator.coordinator import Test
 from fleetfold.coordinator.policy import policies
+from fleetfold.coordinator.registry import by_devices_clock
 from fleetfold.ledger import Ledger
 from fleetfold.ports import Control, Link, Objects, Transfer
 from fleetfold.settings import Settings

@@ -83,3 +83,17 @@ def test_a_credit_is_given_exactly_once_wherever_everything_dies(at: int) -> Non
             found = world.ledger.arrival(key.partition("/updates/")[0], layout.device_of(key))
             assert found is not None
             assert (found[0].state, found[0].credited_to) == ("credited", r.number)
+
+
+def left(**settings: object) -> set[str]:
+    """Rounds whose updates are still there after five."""
+    world = World(rounds=5, **settings)  # type: ignore[arg-type]
+    world.live()
+    return {key.split("/")[3] for key in world.objects.list("runs/r/rounds/") if "/updates/" in key}
+
+
+def test_updates_are_let_go_when_later_rounds_have_ended_and_no_credit_reaches_back() -> None:
+    assert left() == {"000004", "000005"}
+    assert left(keep=1, evaluate="cohort") == {"000005", "000005-evaluate"}
+    assert len(left(keep=0)) == 5
+    assert len(left(late="credit")) == 5

@@ -6,7 +6,6 @@ Everything it knows lies in the ledger and the objects; what it keeps in memory 
 changes. So it may die between any two lines, and the next one goes on from there.
 """
 
-import hashlib
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 
@@ -16,9 +15,11 @@ from msgspec.structs import replace
 from fleetfold import layout
 from fleetfold.coordinator.folding import fold_round, header_of, summary
 from fleetfold.coordinator.intake import Intake, quarantine
-from fleetfold.coordinator.late import BACKLOG, backlog, claim
-from fleetfold.coordinator.policy import Policies, closing, draw, unit, wanted
-from fleetfold.errors import BadConfig, Unavailable
+from fleetfold.coordinator.late import backlog, claim, retire
+from fleetfold.coordinator.opening import next_round
+from fleetfold.coordinator.policy import Policies, draw
+from fleetfold.coordinator.registry import Stopwatch, by_own_clock, teach
+from fleetfold.errors import Unavailable
 from fleetfold.fold.fold import Unfit
 from fleetfold.ledger import Arrival, Ledger, place
 from fleetfold.messages import Kind, Metrics, Report, Task
@@ -39,31 +40,13 @@ from fleetfold.round.events import (
     Ticked,
     WakeAt,
 )
-from fleetfold.round.fleet import settle
 from fleetfold.round.run import Run, RunState, advance
-from fleetfold.round.select import choose
 from fleetfold.round.state import ENDED, Phase, Round
-from fleetfold.settings import Settings
 
-Stopwatch = Callable[[Round, Arrival], float]
-"""How long a device took for its part in a round, in seconds."""
 Test = Callable[[bytes], Metrics]
 """Scores a model file on the user's own test set, where there is one."""
 TRIES = 50
 """Lost compare-and-sets in a row after which something is wrong with the store."""
-
-
-def by_own_clock(round: Round, arrival: Arrival) -> float:
-    """From invitation to arrival, by the coordinator's clock: no device can make itself look fast."""
-    return arrival.at - round.asked_at
-
-
-def by_devices_clock(round: Round, arrival: Arrival) -> float:
-    """The device's own steps, without the time that it waited for its turn: for devices that share a
-    machine, where the queue would make all look slow."""
-    took = arrival.took
-    steps = [step for step in (took.download, took.compute, took.upload) if step is not None]
-    return sum(steps) if steps else by_own_clock(round, arrival)
 
 
 class Coordinator:
@@ -293,62 +276,19 @@ class Coordinator:
         return Disqualified(frozenset(seats), frozenset(credits))
 
     def _settle(self, round: Round) -> None:
-        """Teach the registry how the round went for each of its cohort."""
-        if round.kind != "train":
-            return
-        run, _ = self._run()
-        arrivals = self._ledger.arrivals(place(round))
-        cohort = frozenset(self._seats(round.cohort))
-        entries = []
-        for device in self._ledger.fleet():
-            if device.name not in cohort:
-                continue
-            arrival = arrivals.get(device.name)
-            counted = arrival is not None and arrival.state == "admitted"
-            entries.append(
-                settle(
-                    device, round.number,
-                    took=self._stopwatch(round, arrival) if arrival else round.ended_at - round.asked_at,
-                    seen=arrival.at if arrival else None,
-                    examples=arrival.examples if arrival and counted else None,
-                    decay=run.settings.turnaround_decay,
-                )
-            )  # fmt: skip
-        self._ledger.save_devices(entries)
-        self._retire(round, run.settings)
-
-    def _retire(self, round: Round, settings: Settings) -> None:
-        """Remove updates that have long been folded. Only those of rounds that no credit reaches back to,
-        and never before this round's own model is durable."""
-        kept = max(settings.keep, BACKLOG + 1 if settings.late == "credit" else 0)
-        if settings.keep and round.number > kept:
-            old = layout.round(round.run, round.number - kept, round.kind)
-            for key in self._objects.list(layout.updates(old)):
-                self._objects.delete(key)
+        """Learn from the round that ended, and let go of what is not needed any more."""
+        if round.kind == "train":
+            run, _ = self._run()
+            cohort, decay = self._seats(round.cohort), run.settings.turnaround_decay
+            teach(self._ledger, round, cohort, decay, self._stopwatch)
+            retire(self._objects, round, run.settings)
 
     # Going on
 
     def _open(self, run: Run) -> None:
-        """Choose the cohort, write it down, open the round. If two do it at once, the first one's holds."""
-        fleet = self._ledger.fleet()
-        cohort, invited = wanted(run.settings, len(fleet))
-        draws = [unit(run.settings.seed, run.kind, run.round, d.name) for d in fleet]
-        names = choose(self._policies.select, fleet, invited, draws, run.round)
-        if not names:
-            raise BadConfig(f"run {run.name}: no device to invite to round {run.round}")
-        text = msgspec.json.encode(names)
-        where = layout.round(run.name, run.round, run.kind)
-        key = layout.cohort(where, hashlib.sha256(text).hexdigest()[:16])
-        self._objects.put(key, [text])
-        # A rule may choose more than were asked for ("all") or fewer: the quorum follows who was invited.
-        seats = len(names)
-        now = self._clock()
-        policy = closing(run.settings, seats if seats > invited else min(cohort, seats), seats)
-        round = Round(
-            run=run.name, number=run.round, kind=run.kind, base=run.version, cohort=key,
-            invited=seats, policy=policy, opened_at=now,
-        )  # fmt: skip
-        decision = opened(round, now)
+        """Open the run's next round. If two do it at once, the first one's holds."""
+        round = next_round(run, self._ledger.fleet(), self._policies.select, self._objects, self._clock())
+        decision = opened(round, round.opened_at)
         committed = replace(decision.round, outbox=decision.effects)
         if self._ledger.save_round(committed, expect=0):
             self._act(committed, 1)

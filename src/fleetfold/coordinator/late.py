@@ -6,11 +6,16 @@ The claim comes first, the set second. A claim by a round that has closed withou
 for that set will not change any more, and may be made again by the next round.
 """
 
+from typing import get_args
+
 from msgspec.structs import replace
 
 from fleetfold import layout
 from fleetfold.ledger import Ledger
+from fleetfold.messages import Kind
+from fleetfold.ports import Objects
 from fleetfold.round.state import Phase, Round
+from fleetfold.settings import Settings
 
 BACKLOG = 8
 """Rounds back that a late update may come from and still be credited."""
@@ -43,3 +48,14 @@ def backlog(ledger: Ledger, round: Round) -> frozenset[str]:
             if arrival.state in ("late", "credited") and claim(ledger, where, arrival.device, round):
                 claimed.add(arrival.key)
     return frozenset(claimed)
+
+
+def retire(objects: Objects, round: Round, settings: Settings) -> None:
+    """Remove updates that were folded long before `round` ended: only of rounds that no credit reaches back
+    to, and never before the model after them is durable."""
+    kept = max(settings.keep, BACKLOG + 1 if settings.late == "credit" else 0)
+    if settings.keep and round.number > kept:
+        for kind in get_args(Kind):
+            old = layout.round(round.run, round.number - kept, kind)
+            for key in objects.list(layout.updates(old)):
+                objects.delete(key)

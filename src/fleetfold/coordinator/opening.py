@@ -1,14 +1,20 @@
-"""Opening a run: version 0 of the model first, then the registry, the run's record last: it makes the
-run exist, and everything that it speaks of is there by then."""
+"""Opening a run and its rounds: what the record speaks of is written first, the record last, for it
+makes the run or the round exist."""
 
 import hashlib
 from collections.abc import Sequence
 
+import msgspec
+
 from fleetfold import layout
+from fleetfold.coordinator.policy import closing, unit, wanted
 from fleetfold.errors import BadConfig
 from fleetfold.ledger import Ledger
 from fleetfold.ports import Objects
+from fleetfold.round.fleet import Device
 from fleetfold.round.run import Run
+from fleetfold.round.select import Rule, choose
+from fleetfold.round.state import Round
 from fleetfold.settings import Settings
 
 
@@ -16,7 +22,7 @@ def open_run(
     name: str, app: str, settings: Settings, model: bytes, devices: Sequence[str],
     ledger: Ledger, objects: Objects, now: float,
 ) -> Run:  # fmt: skip
-    """Raises BadConfig if there is a run of that name."""
+    """Version 0 of the model, the registry, the run. Raises BadConfig if there is a run of that name."""
     objects.put(layout.model(name, 0), [model])
     ledger.enlist(devices)
     digest = hashlib.sha256(model).hexdigest()
@@ -24,3 +30,24 @@ def open_run(
     if not ledger.save_run(run, expect=0):
         raise BadConfig(f"there is a run {name} already", next=f"fleetfold run --resume {name}")
     return run
+
+
+def next_round(run: Run, fleet: Sequence[Device], rule: Rule, objects: Objects, now: float) -> Round:
+    """The round that `run` is to open: its cohort chosen from `fleet` and written down, under a name of its
+    own digest, so that of two that are chosen at once neither spoils the other."""
+    cohort, invited = wanted(run.settings, len(fleet))
+    draws = [unit(run.settings.seed, run.kind, run.round, device.name) for device in fleet]
+    names = choose(rule, fleet, invited, draws, run.round)
+    if not names:
+        raise BadConfig(f"run {run.name}: no device to invite to round {run.round}")
+    text = msgspec.json.encode(names)
+    where = layout.round(run.name, run.round, run.kind)
+    key = layout.cohort(where, hashlib.sha256(text).hexdigest()[:16])
+    objects.put(key, [text])
+    # A rule may choose more than were asked for ("all") or fewer: the quorum follows who was invited.
+    seats = len(names)
+    policy = closing(run.settings, seats if seats > invited else min(cohort, seats), seats)
+    return Round(
+        run=run.name, number=run.round, kind=run.kind, base=run.version, cohort=key, invited=seats,
+        policy=policy, opened_at=now,
+    )  # fmt: skip
