@@ -37,6 +37,11 @@ def model(run: str, version: int) -> str:
     return f"runs/{run}/models/{version:06}.safetensors"
 
 
+def state(run: str, version: int) -> str:
+    """The server optimizer's state after so many steps, beside the model."""
+    return f"runs/{run}/models/{version:06}.state.safetensors"
+
+
 def round(run: str, number: int, kind: Kind) -> str:
     return f"runs/{run}/rounds/{number:06}" + ("" if kind == "train" else f"-{kind}")
 

@@ -54,6 +54,13 @@ class Settings(Struct, frozen=True, kw_only=True):
     byzantine: Annotated[
         Share, Meta(description="updates of a round that may be anything: what a robust fold withstands")
     ] = 0.2
+    server: Annotated[
+        str, Meta(description="optimizer from the fold to the model: none, momentum, adagrad, adam, yogi")
+    ] = "none"
+    server_rate: Annotated[float, Meta(description="its learning rate; 0: its own default", ge=0)] = 0.0
+    server_tau: Annotated[
+        float, Meta(description="its adaptivity, of all but momentum; 0: its own default", ge=0)
+    ] = 0.0
 
     cadence: Annotated[
         float | str, Meta(description="from one round's start to the next: a time, 0s, or module:name")
@@ -85,6 +92,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "late": ("drop", "credit"),
     "weight": ("examples", "uniform"),
     "fold": ("mean", "median", "trimmed_mean", "krum", "multi_krum", ":"),
+    "server": ("none", "momentum", "adagrad", "adam", "yogi"),
     "evaluate": ("same", "cohort", "off"),
     "durability": ("process", "power"),
 }

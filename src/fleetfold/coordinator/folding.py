@@ -7,14 +7,16 @@ bytes, so a second folder writes what the first one wrote, and either may be the
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 
 import msgspec
 from msgspec import Struct
 
 from fleetfold import layout
-from fleetfold.coordinator.policy import method
+from fleetfold.coordinator.policy import method, optimizer
+from fleetfold.coordinator.stepping import Stepping
 from fleetfold.errors import BadUpdate
-from fleetfold.fold.fold import ChunkFold, Source, Unfit, fold, measured
+from fleetfold.fold.fold import After, ChunkFold, Source, Unfit, fold, measured
 from fleetfold.fold.robust import distances, rounded
 from fleetfold.fold.tensors import PREFIX, Header, header_length, parse_header, write_header
 from fleetfold.ledger import Arrival
@@ -72,10 +74,21 @@ def fold_round(
         round.run, version, round.number, len(arrivals), sum(arrival.examples for arrival in arrivals)
     )
     digest = hashlib.sha256()
-    chunks = fold(sources, model, how.chunk, threads=THREADS)
+    passes = partial(_passes, sources, model, how.chunk)
+    after = None
+    if settings.server != "none":
+        stepping = Stepping(objects, round.run, round.base, model, optimizer(settings))
+        after = stepping.advance(passes)
+    chunks = passes(after, False)
     parts = _file(write_header(model.layout, msgspec.json.encode(about)), chunks)
     objects.put(key, _hashed(parts, digest.update))
     return key, digest.hexdigest()
+
+
+def _passes(
+    sources: Sequence[Source], model: Header, method: ChunkFold | None, after: After | None, floats: bool
+) -> Iterator[memoryview]:
+    return fold(sources, model, method, threads=THREADS, after=after, floats_only=floats)
 
 
 def weight(arrival: Arrival, round: Round, settings: Settings) -> float:

@@ -53,6 +53,8 @@ def backlog(ledger: Ledger, round: Round) -> frozenset[str]:
 def retire(objects: Objects, round: Round, settings: Settings) -> None:
     """Remove updates that were folded long before `round` ended: only of rounds that no credit reaches back
     to, and never before the model after them is durable."""
+    if settings.server != "none" and round.base:
+        objects.delete(layout.state(round.run, round.base - 1))
     kept = max(settings.keep, BACKLOG + 1 if settings.late == "credit" else 0)
     if settings.keep and round.number > kept:
         for kind in get_args(Kind):

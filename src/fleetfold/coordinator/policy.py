@@ -10,6 +10,7 @@ from msgspec import Struct
 from fleetfold.errors import BadConfig, FleetfoldError, blame
 from fleetfold.fold.fold import ChunkFold
 from fleetfold.fold.robust import SELECTIONS, Selection, median, trimmed_mean
+from fleetfold.fold.server_opt import OPTIMIZERS, Optimizer
 from fleetfold.round.decide import Close
 from fleetfold.round.run import Cadence
 from fleetfold.round.select import RULES, Rule
@@ -59,6 +60,13 @@ def method(settings: Settings, own: ChunkFold | None, n: int) -> Method:
         case "krum" | "multi_krum" as word:
             return Method(None, SELECTIONS[word], byzantine)
     return Method(own)
+
+
+def optimizer(settings: Settings) -> Optimizer:
+    """The server optimizer that `settings.server` names, with what was told of it. Raises BadConfig."""
+    told = {"rate": settings.server_rate, "tau": settings.server_tau}
+    kind = OPTIMIZERS[settings.server]
+    return kind(**{k: v for k, v in told.items() if v and k in kind.__struct_fields__})
 
 
 def load(reference: str, setting: str) -> Callable[..., Any]:

@@ -27,6 +27,10 @@ ChunkFold = Callable[[Array, NDArray[np.float64]], Array]
 """The user's own fold, coordinate by coordinate: (updates [n, elements], shares [n], summing to 1) →
 [elements]. Given a chunk at a time, of one dtype."""
 
+After = Callable[[int, int, Array], Array]
+"""What becomes of a folded chunk of floats: (its byte in the model's file, its first element among all the
+model's floats, the chunk) → the chunk that is written instead, of any dtype."""
+
 CHUNK = 1 << 17
 """Elements in a chunk: 512 KiB of fp32, what a core's own cache holds."""
 GROUP = 16
@@ -64,15 +68,24 @@ class _Chunk(Struct, frozen=True):
     dtype: np.dtype[Any]
     places: tuple[int, ...]
     count: int
+    at: int  # its byte in the model's file
+    first: int  # its first element among the model's floats
 
 
 def fold(
-    sources: Sequence[Source], model: Header, method: ChunkFold | None = None, *, threads: int = 1
+    sources: Sequence[Source],
+    model: Header,
+    method: ChunkFold | None = None,
+    *,
+    threads: int = 1,
+    after: After | None = None,
+    floats_only: bool = False,
 ) -> Iterator[memoryview]:
     """The folded tensors, in the order and dtypes of `model`: chunks to be written one after another.
 
     Sources have the layout of `model` and are folded in the order given. `method` None: the weighted
-    mean. Raises Unfit, naming the sources, as soon as a chunk shows it.
+    mean. `after` has the last word on each chunk of floats. Raises Unfit, naming the sources, as soon as a
+    chunk shows it.
     """
     total = sum(source.weight for source in sources)
     shares = np.array([source.weight / total for source in sources])
@@ -81,14 +94,16 @@ def fold(
 
     def work(chunk: _Chunk) -> memoryview:
         if chunk.dtype.kind != "f":
-            return _copied(chunk, sources[heaviest], chunk.places[heaviest])
+            return _bytes(_copied(chunk, sources[heaviest], chunk.places[heaviest]))
         if method is None:
-            return _mean(chunk, sources, shares, scratch)
-        return _by_block(chunk, sources, shares, method)
+            folded = _mean(chunk, sources, shares, scratch)
+        else:
+            folded = _by_block(chunk, sources, shares, method)
+        return _bytes(folded if after is None else after(chunk.at, chunk.first, folded))
 
     side_by_side = max(1, BLOCK // (8 * len(sources)))
     most = CHUNK if method is None else min(CHUNK, side_by_side)
-    chunks = _chunks(sources, model, most)
+    chunks = (c for c in _chunks(sources, model, most) if c.dtype.kind == "f" or not floats_only)
     return _in_order(work, chunks, threads) if threads > 1 and _large(model) else map(work, chunks)
 
 
@@ -117,12 +132,15 @@ def _in_order(
 
 def _chunks(sources: Sequence[Source], model: Header, most: int) -> Iterator[_Chunk]:
     """The model's tensors as pieces of at most `most` elements."""
+    floats = 0
     for segment, places in _alike(sources, model):
         dtype = DTYPES[segment.dtype]
         elements = (segment.stop - segment.start) // dtype.itemsize
         for first in range(0, elements, most):
             at = first * dtype.itemsize
-            yield _Chunk(dtype, tuple(place + at for place in places), min(most, elements - first))
+            here = tuple(place + at for place in places)
+            yield _Chunk(dtype, here, min(most, elements - first), segment.start + at, floats + first)
+        floats += elements if dtype.kind == "f" else 0
 
 
 def _alike(sources: Sequence[Source], model: Header) -> Iterator[tuple[Segment, list[int]]]:
@@ -164,9 +182,7 @@ def _aligned(dtype: Any, count: int) -> Array:
     return raw[start : start + size].view(dtype)
 
 
-def _mean(
-    chunk: _Chunk, sources: Sequence[Source], shares: NDArray[np.float64], scratch: _Scratch
-) -> memoryview:
+def _mean(chunk: _Chunk, sources: Sequence[Source], shares: NDArray[np.float64], scratch: _Scratch) -> Array:
     """The weighted mean (FedAvg; McMahan et al., "Communication-Efficient Learning of Deep Networks from
     Decentralized Data", 2017). Sums of GROUP updates in fp32 (fp64 for fp64), the sum of sums in 64 bits."""
     n, wide = chunk.count, np.result_type(chunk.dtype, np.float32)
@@ -190,7 +206,7 @@ def _mean(
                 raise Unfit(culprits, NOT_FINITE)
             np.nan_to_num(total, copy=False)  # all finite: shares that sum to 1 + ε overflowed the last bit
         limit = np.finfo(chunk.dtype).max
-        return _bytes(np.clip(total, -limit, limit, out=total).astype(chunk.dtype))
+        return np.clip(total, -limit, limit, out=total).astype(chunk.dtype)
 
 
 def measured(sources: Sequence[Source], model: Header, measure: Callable[[Array], Array]) -> Array:
@@ -207,7 +223,7 @@ def measured(sources: Sequence[Source], model: Header, measure: Callable[[Array]
 
 def _by_block(
     chunk: _Chunk, sources: Sequence[Source], shares: NDArray[np.float64], method: ChunkFold
-) -> memoryview:
+) -> Array:
     n = chunk.count
     out = np.asarray(method(_block(chunk, sources), shares))
     if out.shape != (n,) or not np.isfinite(out).all():
@@ -215,7 +231,7 @@ def _by_block(
             f"the fold function returned {out.dtype}{list(out.shape)}"
             f"{'' if out.shape != (n,) else ' with values that are not finite'}, expected finite [{n}]"
         )
-    return _bytes(np.ascontiguousarray(out, chunk.dtype))
+    return np.ascontiguousarray(out, chunk.dtype)
 
 
 def _block(chunk: _Chunk, sources: Sequence[Source]) -> Array:
@@ -228,10 +244,10 @@ def _block(chunk: _Chunk, sources: Sequence[Source]) -> Array:
     return block
 
 
-def _copied(chunk: _Chunk, source: Source, place: int) -> memoryview:
+def _copied(chunk: _Chunk, source: Source, place: int) -> Array:
     values = np.empty(chunk.count, chunk.dtype)
     source.read(place, _bytes(values))
-    return _bytes(values)
+    return values
 
 
 def _culprits(chunk: _Chunk, sources: Sequence[Source], values: Array) -> list[str]:

@@ -1,0 +1,78 @@
+"""A server optimizer between the mean and the next model, its state a file beside the model.
+
+    updates ─fold─▶ mean ─┐
+    model, state ─────────┴─step─▶ next state (a pass for each of its tensors) ─▶ next model (a pass)
+
+Each pass folds the updates again, so that memory stays that of a chunk. Every file is written once, whole,
+from the same inputs: a step that is taken again writes the same bytes.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fleetfold import layout
+from fleetfold.errors import Unavailable
+from fleetfold.fold.fold import After
+from fleetfold.fold.server_opt import Optimizer, step
+from fleetfold.fold.tensors import DTYPES, Header, write_header
+from fleetfold.ports import Objects
+
+Array = NDArray[Any]
+Pass = Callable[[After, bool], Iterator[memoryview]]
+"""One pass of the fold: (what becomes of each chunk, floats only) → chunks."""
+
+
+class Stepping:
+    """The step from version `base` of `run` to the next. `model`: the header of that version's file."""
+
+    def __init__(self, objects: Objects, run: str, base: int, model: Header, optimizer: Optimizer) -> None:
+        self._objects, self._run, self._base, self._model = objects, run, base, model
+        self._optimizer = optimizer
+        floats = {t.name: t for t in model.tensors if DTYPES[t.dtype].kind == "f"}
+        wide = any(tensor.dtype == "F64" for tensor in floats.values())
+        code = "F64" if wide else "F32"
+        self._dtype = DTYPES[code]
+        table = {
+            f"{name}/{tensor.name}": (code, tensor.shape)
+            for name in optimizer.state
+            for tensor in floats.values()
+        }
+        self._header = write_header(table, b"{}")
+        sizes = [(t.stop - t.start) // DTYPES[t.dtype].itemsize for t in floats.values()]
+        self._elements = sum(sizes)
+
+    def advance(self, fold: Pass) -> After:
+        """Write the next state. → what makes the next model of the mean, for the fold's last pass."""
+        known = self._objects.size(layout.state(self._run, self._base)) is not None
+
+        def parts() -> Iterator[bytes | memoryview]:
+            yield self._header
+            for which in range(len(self._optimizer.state)):
+                yield from fold(partial(self._after, known, which), True)
+
+        self._objects.put(layout.state(self._run, self._base + 1), parts())
+        return partial(self._after, known, None)
+
+    def _after(self, known: bool, which: int | None, at: int, first: int, mean: Array) -> Array:
+        """Of a chunk: the next model, or tensor number `which` of the next state."""
+        model = np.empty(mean.shape, mean.dtype)
+        self._read(layout.model(self._run, self._base), at, model)
+        state = tuple(self._state(known, k, first, len(mean)) for k in range(len(self._optimizer.state)))
+        after, moved = step(self._optimizer, model, mean, state, self._base + 1)
+        return after if which is None else moved[which]
+
+    def _state(self, known: bool, which: int, first: int, count: int) -> Array:
+        values = np.zeros(count, self._dtype)
+        if known:
+            offset = len(self._header) + (which * self._elements + first) * self._dtype.itemsize
+            self._read(layout.state(self._run, self._base), offset, values)
+        return values
+
+    def _read(self, key: str, offset: int, into: Array) -> None:
+        data = into.data.cast("B")
+        if self._objects.read(key, offset, data) != len(data):
+            raise Unavailable(f"{key} is cut off")
