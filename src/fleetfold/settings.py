@@ -6,8 +6,9 @@ One class says all of it: the flags of the command line, the keys of the file, t
 environment and the reference page are made from its fields.
 """
 
+import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, get_args, get_type_hints
 
 import msgspec
@@ -123,7 +124,9 @@ def resolve(layers: Mapping[str, Mapping[str, Any]]) -> tuple[Settings, dict[str
     for place, layer in layers.items():
         for name, value in layer.items():
             if name not in NAMES:
-                raise BadConfig(f"{place}: there is no setting {name!r}{_nearest(name)}", next=_EXPLAIN)
+                raise BadConfig(
+                    f"{place}: there is no setting {name!r}{_nearest(name, NAMES)}", next=_EXPLAIN
+                )
             if name == "app":
                 values["app"] = {**values.get("app", {}), **value}
             else:
@@ -153,13 +156,11 @@ def parse(name: str, value: Any, place: str) -> Any:
             return float(text[:-1]) / 100 if text.endswith("%") else float(text)
     except (ValueError, TypeError):
         raise BadConfig(f"{place}: {name} = {value!r} is not {_grammar(name)}", next=_EXPLAIN) from None
-    words = CHOICES.get(name)
-    if (
-        words
-        and value not in words[: len(words) - (":" in words)]
-        and not (":" in words and _is_reference(value))
-    ):
-        raise BadConfig(f"{place}: {name} = {value!r} is not {_grammar(name)}", next=_EXPLAIN)
+    words = CHOICES.get(name, ())
+    own = ":" in words and _is_reference(value)
+    if words and not own and (value == ":" or value not in words):
+        near = _nearest(str(value), [word for word in words if word != ":"])
+        raise BadConfig(f"{place}: {name} = {value!r} is not {_grammar(name)}{near}", next=_EXPLAIN)
     return value
 
 
@@ -199,7 +200,7 @@ def show(name: str, value: Any) -> str:
     return str(value) if value != "" else '""'
 
 
-_EXPLAIN = "fleetfold run --explain shows every setting, its value and where that came from"
+_EXPLAIN = "fleetfold run APP --explain shows every setting, its value and where that came from"
 
 
 def _grammar(name: str) -> str:
@@ -216,10 +217,8 @@ def _is_reference(value: Any) -> bool:
     return isinstance(value, str) and re.fullmatch(r"[\w.]+:[A-Za-z_]\w*", value) is not None
 
 
-def _nearest(name: str) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(name, NAMES, 1)
+def _nearest(word: str, words: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, words, 1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 

@@ -53,6 +53,8 @@ def test_a_share_of_a_whole_is_at_least_one_and_at_most_all(portion: float, whol
         ("fold", "median ", "module:name"),
         ("cadence", "now and then", "module:name"),
         ("quorm", "3", "did you mean 'quorum'"),
+        ("fold", "medain", "did you mean 'median'"),
+        ("fold", ":", "module:name"),
         ("turnaround_decay", "1.0", "< 1"),
     ],
 )
