@@ -87,3 +87,13 @@ def test_a_disk_that_is_full_at_this_step_stops_the_run_and_nothing_is_lost(at: 
         world.live(at=at, die=full)
     world.live()
     assert world.model() == undisturbed().model()
+
+
+def test_a_round_that_failed_is_counted_once_against_its_devices_wherever_everything_dies() -> None:
+    settings = {"devices": 1, "silent": 3, "rounds": 2, "deadline": 9.0, "patience": 9}
+    steps = World(**settings).live()  # type: ignore[arg-type]
+    for at in range(1, steps + 1):
+        world = World(**settings)  # type: ignore[arg-type]
+        world.live(at=at)
+        world.live()
+        assert [(d.chosen, d.failures) for d in world.ledger.fleet()] == [(2, 0), (2, 2), (2, 2), (2, 2)]

@@ -9,7 +9,7 @@ from fleetfold.messages import Task
 from fleetfold.round.run import RunState
 from tests.world import World
 
-SETTINGS = {"rounds": 3, "deadline": 10.0, "target": 3, "quorum": 2}
+SETTINGS = {"rounds": 5, "deadline": 10.0, "target": 3, "quorum": 2}
 
 
 def with_a_slow_device(at: int | None = None, **settings: object) -> World:
@@ -46,7 +46,7 @@ def drive(world: World, faults: Faults) -> bool:
 
 
 def states(world: World) -> dict[int, str]:
-    found = {n: world.ledger.arrival(layout.round("r", n, "train"), "d3") for n in (1, 2, 3)}
+    found = {n: world.ledger.arrival(layout.round("r", n, "train"), "d3") for n in range(1, 6)}
     return {n: f[0].state for n, f in found.items() if f is not None}
 
 
@@ -72,7 +72,7 @@ def world_rounds(world: World):  # type: ignore[no-untyped-def]
     return world.ledger.rounds("r")
 
 
-@pytest.mark.parametrize("at", range(1, 220, 3))
+@pytest.mark.parametrize("at", range(1, 360, 5))
 def test_a_credit_is_given_exactly_once_wherever_everything_dies(at: int) -> None:
     world = with_a_slow_device(at, late="credit")
     assert world.run().state is RunState.DONE
