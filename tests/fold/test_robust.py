@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from fleetfold.errors import BadConfig
 from fleetfold.fold import robust
 from fleetfold.fold.fold import ChunkFold
+from fleetfold.fold.privacy import factors
 from fleetfold.fold.robust import (
     NETWORK_MOST,
     ROBUST,
     SELECTIONS,
-    clip_factors,
     distances,
     krum,
     krum_quorum,
@@ -283,27 +283,8 @@ def test_settings_that_select_nobody_are_refused() -> None:
 # clipping
 
 
-@given(
-    arrays.arrays(np.float64, 5, elements={"min_value": 0, "allow_nan": False}),
-    st.floats(1e-6, 1e6),
-)
-def test_a_delta_is_shortened_to_the_limit_and_never_stretched(norms: Array, limit: float) -> None:
-    factors = clip_factors(norms, limit)
-    assert ((factors >= 0) & (factors <= 1)).all()
-    assert (factors[norms <= limit] == 1).all()
-    long = (norms > limit) & np.isfinite(norms)
-    assert np.allclose(factors[long] * norms[long], limit, rtol=1e-12)
-    assert (factors[np.isinf(norms)] == 0).all()
-
-
 def test_one_clipped_update_moves_the_mean_by_its_share_of_the_limit_at_most() -> None:
     deltas = normal(4, 50)
     deltas[0] *= 1e6
-    factors = clip_factors(np.sqrt(rounded(norms_squared(deltas))), 2.0)
-    assert np.linalg.norm(0.25 * factors[0] * deltas[0]) <= 0.5 + 1e-9
-
-
-@pytest.mark.parametrize("limit", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_limit_that_is_no_length_is_refused(limit: float) -> None:
-    with pytest.raises(BadConfig, match="limit = "):
-        clip_factors(np.ones(2), limit)
+    shortened = factors(np.sqrt(rounded(norms_squared(deltas))), 2.0)
+    assert np.linalg.norm(0.25 * shortened[0] * deltas[0]) <= 0.5 + 1e-9

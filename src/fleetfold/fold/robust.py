@@ -2,7 +2,7 @@
 
     median, trimmed_mean   block ─▶ sorted by coordinate ─▶ the middle               one pass
     krum, multi_krum       cells ─▶ distances, summed exactly ─▶ who is folded       a pass before the fold
-    clip_factors           cells ─▶ norms, summed exactly ─▶ a factor for each delta       likewise
+    norms_squared          cells ─▶ norms, summed exactly: what privacy.factors clips by   likewise
 
 A coordinate is folded alone, and a sum over cells has no order: no cut of the model into blocks or shards,
 and no order of the updates, changes a byte.
@@ -10,7 +10,6 @@ and no order of the updates, changes a byte.
 
 from collections.abc import Callable, Iterator
 from functools import lru_cache
-from math import inf
 from typing import Any
 
 import numpy as np
@@ -153,18 +152,6 @@ def multi_krum(distances: Floats, byzantine: int, keep: int) -> tuple[int, ...]:
 def krum(distances: Floats, byzantine: int, keep: int = 1) -> tuple[int, ...]:
     """The index of the update nearest to its neighbours: `multi_krum` of one, whatever `keep` says."""
     return multi_krum(distances, byzantine, 1)
-
-
-def clip_factors(norms: Floats, limit: float) -> Floats:
-    """[n] L2 norms of deltas → [n] factors min(1, limit / norm), each to be multiplied with its delta.
-
-    limit: a finite norm above 0, or BadConfig is raised. An infinite norm gives 0. Bounds what
-    one update can do to model + Σ share · factor · delta: Sun et al., "Can You Really Backdoor Federated
-    Learning?", 2019.
-    """
-    if not 0 < limit < inf:
-        raise BadConfig(f"clip: limit = {limit} is not a finite norm above 0")
-    return np.where(norms <= limit, 1.0, limit / np.maximum(norms, limit))
 
 
 ROBUST: dict[str, Callable[[float], ChunkFold]] = {
