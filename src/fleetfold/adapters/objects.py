@@ -7,6 +7,7 @@ and the name); True, a power cut as well (bytes are synced before they get their
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -54,7 +55,7 @@ class FileObjects:
 
     def read(self, key: str, offset: int, into: memoryview) -> int:
         try:
-            file = os.open(f"{self._root}/{key}", os.O_RDONLY)
+            file = os.open(self._place(key), os.O_RDONLY)
         except FileNotFoundError:
             raise KeyError(key) from None
         except OSError as error:
@@ -71,7 +72,7 @@ class FileObjects:
 
     def size(self, key: str) -> int | None:
         try:
-            return (self._root / key).stat().st_size
+            return os.stat(self._place(key)).st_size
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
@@ -82,7 +83,12 @@ class FileObjects:
         return sorted(entry["path"] for page in pages for entry in page)
 
     def delete(self, key: str) -> None:
-        (self._root / key).unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            os.unlink(self._place(key))
+
+    def _place(self, key: str) -> str:
+        """As text: a Path of every key would keep each of their names in memory for ever."""
+        return f"{self._root}/{key}"
 
     def _sync_folders(self, key: str) -> None:
         """The folder that names the object, and those above it that are new to this process."""
