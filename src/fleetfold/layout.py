@@ -59,6 +59,11 @@ def device_of(update: str) -> str:
     return update.rpartition("/")[2].removesuffix(".safetensors")
 
 
+def round_of(update: str) -> str:
+    """The key of the round that an update was made for."""
+    return update.partition("/updates/")[0]
+
+
 def quarantine(round: str, device: str) -> str:
     return f"{round}/quarantine/{device}.json"
 

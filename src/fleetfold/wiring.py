@@ -31,7 +31,6 @@ from fleetfold.ports import Control, Link, Objects, Transfer
 from fleetfold.settings import Settings
 
 _T = TypeVar("_T")
-Wrap = Callable[[_T], _T]
 FAULTS = "FLEETFOLD_FAULTS"
 """In the environment, `coordinator:17` or `worker-0:5`: that process kills itself (kill -9) at its 17th
 or 5th step, counting one before and one after each write. For tests of what then survives."""

@@ -1,13 +1,14 @@
 """Updates that come after their round has closed: dropped, or credited exactly once."""
 
+import numpy as np
 import pytest
 
-from fleetfold import layout
+from fleetfold import Trained, Work, layout
 from fleetfold.adapters.faults import Faults, simulated_death
-from fleetfold.fold.tensors import read
+from fleetfold.fold.tensors import Tensors, read
 from fleetfold.messages import Task
 from fleetfold.round.run import RunState
-from tests.world import World
+from tests.world import Walk, World
 
 SETTINGS = {"rounds": 5, "deadline": 10.0, "target": 3, "quorum": 2}
 
@@ -97,3 +98,22 @@ def test_updates_are_let_go_when_later_rounds_have_ended_and_no_credit_reaches_b
     assert left(keep=1, evaluate="cohort") == {"000005", "000005-evaluate"}
     assert len(left(keep=0)) == 5
     assert len(left(late="credit")) == 5
+
+
+def test_a_late_update_that_turns_out_unfit_is_refused_for_good() -> None:
+    class Late(Walk):
+        def train(self, model: Tensors, work: Work) -> Trained:
+            honest = super().train(model, work)
+            if work.device.name != "d3" or work.round != 1:
+                return honest
+            return Trained(
+                tensors={**honest.tensors, "w": honest.tensors["w"] * np.float32(np.nan)}, examples=9
+            )
+
+    world = with_a_slow_device(late="credit", trainer=Late())
+    assert world.run().state is RunState.DONE
+    assert states(world)[1] == "refused"
+    where = layout.round("r", 1, "train")
+    assert all(layout.update(where, "d3") not in r.credits for r in world_rounds(world))
+    notes = [key for key in world.objects.list("runs/r/rounds/") if "/quarantine/" in key]
+    assert len(notes) == 1, "by one round, not by each that follows"

@@ -256,7 +256,7 @@ class Coordinator:
         return [here[seat] for seat in sorted(round.arrived)] + credited
 
     def _by_key(self, key: str) -> Arrival:
-        found = self._ledger.arrival(key.partition("/updates/")[0], layout.device_of(key))
+        found = self._ledger.arrival(layout.round_of(key), layout.device_of(key))
         if found is None:
             raise Unavailable(f"there is no arrival record of {key}")
         return found[0]
@@ -271,8 +271,9 @@ class Coordinator:
                     credits.add(arrival.key)
                 else:
                     seats.add(arrival.seat)
-                    refused = replace(arrival, state="refused", reason=unfit.reason)
-                    self._ledger.save_arrivals(place(round), [refused])
+                # In its own round, which for a credit is an earlier one: no later round claims it again.
+                refused = replace(arrival, state="refused", reason=unfit.reason)
+                self._ledger.save_arrivals(layout.round_of(arrival.key), [refused])
         return Disqualified(frozenset(seats), frozenset(credits))
 
     def _settle(self, round: Round) -> None:

@@ -30,8 +30,7 @@ class Stepping:
     """The step from version `base` of `run` to the next. `model`: the header of that version's file."""
 
     def __init__(self, objects: Objects, run: str, base: int, model: Header, optimizer: Optimizer) -> None:
-        self._objects, self._run, self._base, self._model = objects, run, base, model
-        self._optimizer = optimizer
+        self._objects, self._run, self._base, self._optimizer = objects, run, base, optimizer
         floats = {t.name: t for t in model.tensors if DTYPES[t.dtype].kind == "f"}
         wide = any(tensor.dtype == "F64" for tensor in floats.values())
         code = "F64" if wide else "F32"
