@@ -9,7 +9,7 @@ from msgspec import Struct
 
 from fleetfold.errors import BadConfig, FleetfoldError, blame
 from fleetfold.fold.fold import ChunkFold
-from fleetfold.fold.robust import SELECTIONS, Selection, median, trimmed_mean
+from fleetfold.fold.robust import ROBUST, SELECTIONS, Selection
 from fleetfold.fold.server_opt import OPTIMIZERS, Optimizer
 from fleetfold.round.decide import Close
 from fleetfold.round.run import Cadence
@@ -50,15 +50,11 @@ class Method(Struct, frozen=True):
 def method(settings: Settings, own: ChunkFold | None, n: int) -> Method:
     """The method for `n` updates; `own` is the user's function, where `settings.fold` names one."""
     byzantine = min(count(settings.byzantine, n), (n - 1) // 2)
-    match settings.fold:
-        case "median":
-            return Method(median)
-        case "trimmed_mean":
-            return Method(
-                trimmed_mean((byzantine + 0.25) / n)
-            )  # of which floor(cut · n) is the number itself
-        case "krum" | "multi_krum" as word:
-            return Method(None, SELECTIONS[word], byzantine)
+    word = settings.fold
+    if word in ROBUST:
+        return Method(ROBUST[word]((byzantine + 0.25) / n))  # floor(cut · n) is the number itself
+    if word in SELECTIONS:
+        return Method(None, SELECTIONS[word], byzantine)
     return Method(own)
 
 
