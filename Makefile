@@ -20,7 +20,7 @@ bench: .venv/ready
 	@for name in overhead fold select attack; do $(BIN)/python -m bench $$name || exit 1; done
 
 # Everything with pip, under the versions that were tested together; again when either file changes.
-.venv/ready: pyproject.toml constraints.txt
+.venv/ready: pyproject.toml constraints.txt hatch_build.py src/fleetfold/fold/_kernel.c
 	@test -d .venv || $(PYTHON) -m venv .venv
 	@echo "installing into .venv, about a minute the first time"
 	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[demo,dev]'

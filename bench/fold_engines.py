@@ -43,16 +43,24 @@ def fleetfold(folder: Path) -> Callable[[], object]:
 
     objects = FileObjects(folder.parent)
     keys = [f"{folder.name}/{path.name}" for path in sorted(folder.iterdir())]
+    model = header_of(objects, keys[0])
     arrivals = [
-        Arrival(device=f"d{k}", seat=k, state="admitted", key=key, examples=k + 1)
+        Arrival(
+            device=f"d{k}", seat=k, state="admitted", key=key, examples=k + 1,
+            size=(folder / Path(key).name).stat().st_size, begin=begin_of(folder / Path(key).name),
+        )
         for k, key in enumerate(keys)
-    ]
+    ]  # fmt: skip
     round = Round(
         run=f"{folder.name}/out", number=1, base=0, cohort="", invited=len(keys), opened_at=0.0,
         policy=Policy(target=1, quorum=1, deadline=1.0),
     )  # fmt: skip
-    model = header_of(objects, keys[0])
     return lambda: fold_round(objects, round, arrivals, Settings(), model, None)
+
+
+def begin_of(path: Path) -> int:
+    with open(path, "rb") as file:
+        return 8 + int.from_bytes(file.read(8), "little")
 
 
 def naive(folder: Path) -> Callable[[], object]:

@@ -21,7 +21,7 @@ from fleetfold.coordinator.opening import open_run
 from fleetfold.coordinator.policy import policies
 from fleetfold.fold.tensors import Tensors, write
 from fleetfold.ledger import Ledger
-from fleetfold.ports import fetch
+from fleetfold.ports import Objects, fetch
 from fleetfold.round.run import Run
 from fleetfold.settings import Settings
 
@@ -55,12 +55,26 @@ class Walk:
         return Evaluated(examples=10, metrics={"accuracy": float(np.abs(model["w"]).mean())})
 
 
+class Tampering(ObjectTransfer):
+    """A device whose files are not what its agent wrote."""
+
+    def __init__(self, objects: Objects, tamper: Callable[[str, bytes], bytes]) -> None:
+        super().__init__(objects)
+        self._tamper = tamper
+
+    def deliver(self, address: str, update: bytes) -> None:
+        super().deliver(address, self._tamper(layout.device_of(address), update))
+
+
 class World:
-    """`devices` answer, `silent` more never do. Time passes only when nobody has anything to do."""
+    """`devices` answer, `silent` more never do. Time passes only when nobody has anything to do. `tamper`:
+    (device, update file) → the file that is delivered instead."""
 
     def __init__(
-        self, devices: int = 4, *, trainer: object = None, silent: int = 0, **settings: object
-    ) -> None:
+        self, devices: int = 4, *, trainer: object = None, silent: int = 0,
+        tamper: Callable[[str, bytes], bytes] | None = None, **settings: object,
+    ) -> None:  # fmt: skip
+        self.tamper = tamper
         settings.setdefault("devices", devices + silent)
         self.settings = Settings(**settings)  # type: ignore[arg-type]
         self.trainer = trainer or Walk()
@@ -82,7 +96,8 @@ class World:
         )  # fmt: skip
 
     def agent(self, device: Device, faults: Faults) -> Agent:
-        transfer, link = ObjectTransfer(faults.wrap(self.objects)), faults.wrap(self.bus.link([device.name]))
+        objects, link = faults.wrap(self.objects), faults.wrap(self.bus.link([device.name]))
+        transfer = Tampering(objects, self.tamper) if self.tamper else ObjectTransfer(objects)
         journal = Journal(faults.wrap(self.journals), device.name, str(self.lives))
         return Agent(device, self.trainer, journal, transfer, link, lambda: self.now)  # type: ignore[arg-type]
 

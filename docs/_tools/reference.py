@@ -34,7 +34,14 @@ MEANINGS: dict[str, dict[str, str]] = {
         "metrics": "the numbers that training returned",
         "evaluation": "what the model that the device was given scored on its own data",
         "took": "how long the steps took on the device",
+        "form": "how its tensors travel",
         "extra": "any JSON that training returned",
+    },
+    "Form": {
+        "codec": "`full`, `fp32`, `bf16`, `fp16`, `int8` or `topk`",
+        "delta": "whether it is the difference to the model that the device was given",
+        "carried": "which of the model's tensors it carries: a bit each in hex, the first one the lowest; "
+        "empty: all",
     },
     "Evaluation": {
         "examples": "how many it was scored on",
@@ -116,6 +123,8 @@ def takes(name: str) -> str:
         return "a time" + (" or `module:name`" if name == "cadence" else bounds(meta))
     if kind == settings.Share:
         return "a count or a share"
+    if kind is bool:
+        return "yes or no"
     if kind in (int, float):
         return ("a whole number" if kind is int else "a number") + bounds(meta)
     return "a path" if kind is str else "a table"
@@ -205,6 +214,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 PARTS: dict[str, Callable[[], str]] = {
     "commands": commands,
     "settings": settings_table,
+    "form": fields(messages.Form),
     "update header": fields(messages.UpdateHeader),
     "evaluation": fields(messages.Evaluation),
     "timings": fields(messages.Timings),

@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Struct
 
 from fleetfold import layout
-from fleetfold.messages import Evaluation, Kind, Metrics, Timings, encode
+from fleetfold.messages import Evaluation, Form, Kind, Metrics, Timings, encode
 from fleetfold.ports import Record, Records
 from fleetfold.round.fleet import Device
 from fleetfold.round.run import Run
@@ -34,6 +34,8 @@ class Arrival(Struct, frozen=True, kw_only=True):
     reason: str = ""
     key: str = ""  # of the update file
     size: int = 0
+    begin: int = 0  # where its tensors begin in the file
+    form: Form = Form()  # and how they are written
     base: int = 0  # version of the model that it was trained from
     examples: int = 0
     metrics: Metrics = {}

@@ -27,6 +27,15 @@ class Timings(Struct, frozen=True, kw_only=True):
     upload: float | None = None
 
 
+class Form(Struct, frozen=True):
+    """How an update travels: its codec (fold/codecs.py), whether it is the difference to the model that the
+    device was given, and which of the model's tensors it carries: a bit each, in hex; "" is all of them."""
+
+    codec: str = "full"
+    delta: bool = False
+    carried: str = ""
+
+
 class Task(Struct, frozen=True, kw_only=True):
     """Invites one device to one round: where the model is, where to put the update, until when."""
 
@@ -41,6 +50,10 @@ class Task(Struct, frozen=True, kw_only=True):
     seed: int  # the device's own for this round: the same seed trains the same update
     deadline: float  # seconds since the epoch, by the coordinator's clock
     evaluate: bool = False  # evaluate the model that was received, before training it
+    form: Form = Form()  # what the update is to be
+    partial: bool = False  # whether it may carry fewer tensors than that
+    sent: int = 0  # how many values, of top-k
+    feedback: bool = False  # what a codec leaves behind is added to the next update
     settings: dict[str, Any] = field(default_factory=dict)  # the app's own
 
 
@@ -76,6 +89,7 @@ class UpdateHeader(Struct, frozen=True, kw_only=True):
     metrics: Metrics = field(default_factory=dict)
     evaluation: Evaluation | None = None
     took: Timings = Timings()
+    form: Form = Form()
     extra: Any = None  # any JSON that the trainer returned
 
 

@@ -9,9 +9,21 @@ atomic. All raise Unavailable, and nothing of their vendor's, when the other sid
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import closing
 from typing import NamedTuple, Protocol
 
 from fleetfold.messages import Report, Task
+
+
+class Reader(Protocol):
+    """One object, held open until `close`. `file`: the open file, where it is one (None: it is not)."""
+
+    file: int | None
+
+    def read(self, offset: int, into: memoryview) -> int:
+        """Fill `into` from byte `offset` on. → bytes read, fewer at the end."""
+
+    def close(self) -> None: ...
 
 
 class Objects(Protocol):
@@ -23,8 +35,8 @@ class Objects(Protocol):
         An exception from `data` is passed on and leaves nothing behind.
         """
 
-    def read(self, key: str, offset: int, into: memoryview) -> int:
-        """Fill `into` from byte `offset` on. → bytes read, fewer at the end. Raises KeyError if absent."""
+    def open(self, key: str) -> "Reader":
+        """For reading, from several threads if need be. Raises KeyError if absent."""
 
     def size(self, key: str) -> int | None:
         """Bytes of the object; None if there is none."""
@@ -110,6 +122,11 @@ def fetch(objects: Objects, key: str) -> bytes:
     size = objects.size(key)
     if size is None:
         raise KeyError(key)
-    data = bytearray(size)
-    objects.read(key, 0, memoryview(data))
-    return bytes(data)
+    return read(objects, key, 0, size)
+
+
+def read(objects: Objects, key: str, offset: int, length: int) -> bytes:
+    """Bytes of an object, fewer at its end. Raises KeyError if there is none."""
+    data = bytearray(length)
+    with closing(objects.open(key)) as reader:
+        return bytes(data[: reader.read(offset, memoryview(data))])

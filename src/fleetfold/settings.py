@@ -50,7 +50,10 @@ class Settings(Struct, frozen=True, kw_only=True):
     weight: Annotated[str, Meta(description="of an update in the fold: examples or uniform")] = "examples"
     fold: Annotated[
         str,
-        Meta(description="how updates become one: mean, median, trimmed_mean, krum, multi_krum, module:name"),
+        Meta(
+            description="how updates become one: mean, clipped_mean, median, trimmed_mean, krum, multi_krum, "
+            "module:name"
+        ),
     ] = "mean"
     byzantine: Annotated[
         Share, Meta(description="updates of a round that may be anything: what a robust fold withstands")
@@ -62,6 +65,30 @@ class Settings(Struct, frozen=True, kw_only=True):
     server_tau: Annotated[
         float, Meta(description="its adaptivity, of all but momentum; 0: its own default", ge=0)
     ] = 0.0
+
+    clip: Annotated[
+        float,
+        Meta(description="clipped_mean: the longest difference to the model; 0: the median length", ge=0),
+    ] = 0.0
+    norm_most: Annotated[
+        float, Meta(description="an update further from its model than this is refused; 0: any", ge=0)
+    ] = 0.0
+
+    codec: Annotated[
+        str, Meta(description="how updates travel: full, fp32, bf16, fp16, int8, topk, module:name")
+    ] = "full"
+    delta: Annotated[
+        str, Meta(description="send the difference to the model: yes, no, auto (with int8 and topk)")
+    ] = "auto"
+    topk: Annotated[Share, Meta(description="values that topk sends: a count or a share")] = 0.01
+    feedback: Annotated[
+        bool,
+        Meta(description="what a codec leaves behind is kept on the device and sent with the next update"),
+    ] = True
+    tensors: Annotated[
+        str, Meta(description="tensors that devices send: patterns such as `*lora* head.*`; the rest stays")
+    ] = "*"
+    partial: Annotated[bool, Meta(description="an update may carry fewer tensors than that")] = False
 
     cadence: Annotated[
         float | str, Meta(description="from one round's start to the next: a time, 0s, or module:name")
@@ -92,7 +119,9 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "close": ("target", ":"),
     "late": ("drop", "credit"),
     "weight": ("examples", "uniform"),
-    "fold": ("mean", "median", "trimmed_mean", "krum", "multi_krum", ":"),
+    "codec": ("full", "fp32", "bf16", "fp16", "int8", "topk", ":"),
+    "delta": ("auto", "yes", "no"),
+    "fold": ("mean", "clipped_mean", "median", "trimmed_mean", "krum", "multi_krum", ":"),
     "server": ("none", "momentum", "adagrad", "adam", "yogi"),
     "evaluate": ("same", "cohort", "off"),
     "durability": ("process", "power"),
@@ -149,12 +178,14 @@ def parse(name: str, value: Any, place: str) -> Any:
             return seconds(value)
         if kind == Share:
             return share(value)
+        if kind is bool:
+            return boolean(value)
         if kind is int:
             return int(value) if isinstance(value, str) else value
         if kind is float:
             text = str(value).strip()
             return float(text[:-1]) / 100 if text.endswith("%") else float(text)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, KeyError):
         raise BadConfig(f"{place}: {name} = {value!r} is not {_grammar(name)}", next=_EXPLAIN) from None
     words = CHOICES.get(name, ())
     own = ":" in words and _is_reference(value)
@@ -185,6 +216,15 @@ def share(value: str | int | float) -> Share:
     return value
 
 
+def boolean(value: str | bool) -> bool:
+    """yes or no, true or false, on or off. Raises KeyError."""
+    if isinstance(value, bool):
+        return value
+    return {"yes": True, "true": True, "on": True, "no": False, "false": False, "off": False}[
+        str(value).strip().lower()
+    ]
+
+
 def count(share: Share, whole: int) -> int:
     """What `share` of `whole` comes to: at least one, at most all; a share is rounded up."""
     wanted = share if isinstance(share, int) else int(-(-share * whole // 1))
@@ -210,6 +250,8 @@ def _grammar(name: str) -> str:
         return "a time such as 30s, 10m or 1.5h" + (" or module:name" if name == "cadence" else "")
     if _TYPES[name] == Share:
         return "a count such as 7 or a share such as 0.7 or 70%"
+    if _TYPES[name] is bool:
+        return "yes or no"
     return "a whole number" if _TYPES[name] is int else "a number"
 
 

@@ -1,10 +1,12 @@
 """What every adapter of Objects keeps."""
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import pytest
 
-from fleetfold.ports import Objects, fetch
+from fleetfold.ports import Objects, fetch, read
 
 
 class ObjectsContract:
@@ -13,20 +15,31 @@ class ObjectsContract:
     def test_what_was_put_is_read_back_whole_and_by_range(self, objects: Objects) -> None:
         assert objects.put("a/b", [b"hello ", memoryview(b"world")]) == 11
         assert fetch(objects, "a/b") == b"hello world"
-        into = bytearray(5)
-        assert objects.read("a/b", 6, memoryview(into)) == 5
-        assert bytes(into) == b"world"
+        assert read(objects, "a/b", 6, 5) == b"world"
 
     def test_a_range_past_the_end_is_read_as_far_as_it_goes(self, objects: Objects) -> None:
         objects.put("k", [b"abc"])
-        into = bytearray(5)
-        assert objects.read("k", 2, memoryview(into)) == 1
-        assert objects.read("k", 9, memoryview(into)) == 0
+        assert read(objects, "k", 2, 5) == b"c"
+        assert read(objects, "k", 9, 5) == b""
+
+    def test_what_is_open_is_read_on_by_several_threads_also_when_its_name_is_gone(
+        self, objects: Objects
+    ) -> None:
+        objects.put("k", [bytes(range(256)) * 64])
+        with closing(objects.open("k")) as reader, ThreadPoolExecutor(4) as pool:
+            objects.delete("k")
+
+            def part(k: int) -> bytes:
+                into = bytearray(256)
+                assert reader.read(256 * k, memoryview(into)) == 256
+                return bytes(into)
+
+            assert list(pool.map(part, range(64))) == [bytes(range(256))] * 64
 
     def test_what_is_not_there_has_no_size_and_cannot_be_read(self, objects: Objects) -> None:
         assert objects.size("nothing") is None
         with pytest.raises(KeyError):
-            objects.read("nothing", 0, memoryview(bytearray(1)))
+            read(objects, "nothing", 0, 1)
 
     def test_an_empty_object_is_there(self, objects: Objects) -> None:
         objects.put("empty", [b""])

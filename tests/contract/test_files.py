@@ -1,9 +1,9 @@
+import os
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -31,22 +31,38 @@ class TestFileObjects(ObjectsContract):
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         order: list[str] = []
-        flush, rename = module._flush, module.obstore.rename
+        flush, sync, rename = module._flush, os.fsync, os.replace
 
         def noted_flush(path: Path) -> None:
             order.append(f"sync {path.name[:1]}")
             flush(path)
 
-        def noted_rename(store: Any, old: str, new: str) -> None:
+        def noted_sync(file: int) -> None:
+            order.append("sync bytes")
+            sync(file)
+
+        def noted_rename(old: str, new: str) -> None:
+            rename(old, new)
             order.append("name")
-            rename(store, old, new)
 
         monkeypatch.setattr(module, "_flush", noted_flush)
-        monkeypatch.setattr(module.obstore, "rename", noted_rename)
+        monkeypatch.setattr(module.os, "fsync", noted_sync)
+        monkeypatch.setattr(module.os, "replace", noted_rename)
         FileObjects(tmp_path / "o", durable=True).put("k/x", [b"bytes"])
         named = order.index("name")
-        assert named == 1, "the bytes under another name first"
+        assert order[:named] == ["sync bytes"], "the bytes under another name first"
         assert "sync k" in order[named:], "then the folder that holds the name"
+
+    def test_what_a_dead_writer_left_is_swept_and_what_a_living_one_writes_is_not(
+        self, tmp_path: Path
+    ) -> None:
+        dead = subprocess.Popen([sys.executable, "-c", ""])
+        dead.wait()
+        FileObjects(tmp_path)
+        for pid in (dead.pid, os.getpid()):
+            (tmp_path / "staging" / f"{pid}-x").write_bytes(b"half")
+        FileObjects(tmp_path)
+        assert [p.name for p in (tmp_path / "staging").iterdir()] == [f"{os.getpid()}-x"]
 
     def test_a_full_disk_says_so(self, tmp_path: Path) -> None:
         if not Path("/dev/full").exists():

@@ -1,23 +1,36 @@
 """The fold: exact, in any arrangement, and honest about what it cannot fold."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from fleetfold.errors import BadConfig
-from fleetfold.fold import fold as module
-from fleetfold.fold.fold import ChunkFold, Source, Unfit, fold
-from fleetfold.fold.tensors import Header, Tensors, parse_header, read, write, write_header
+from fleetfold.fold.codecs import encode
+from fleetfold.fold.floats import narrowed, widened
+from fleetfold.fold.fold import MEAN, ChunkFold, Recipe, Source, Unfit, fold_shard, measured
+from fleetfold.fold.kernel import NUMPY
+from fleetfold.fold.plan import Shard, Site, plan
+from fleetfold.fold.robust import distances, median, norms_squared
+from fleetfold.fold.tensors import (
+    FLOATS,
+    Header,
+    Tensors,
+    code_of,
+    header_in,
+    parse_header,
+    read,
+    views,
+    write,
+    write_header,
+)
+from fleetfold.fold.wire import CODECS, Wire, mask
+from fleetfold.messages import Form
 
-
-def source(name: str, tensors: Tensors, weight: float = 1.0) -> Source:
-    data = write(tensors)
-
-    def give(offset: int, into: memoryview) -> None:
-        into[:] = data[offset : offset + len(into)]
-
-    return Source(name=name, weight=weight, header=header(tensors), read=give)
+FULL = Form()
 
 
 def header(tensors: Tensors) -> Header:
@@ -25,9 +38,41 @@ def header(tensors: Tensors) -> Header:
     return parse_header(data, len(data))
 
 
-def folded(sources: list[Source], model: Header, method: ChunkFold | None = None) -> Tensors:
-    data = write_header(model.layout, b"{}") + b"".join(fold(sources, model, method))
-    return read(data)[0]
+def reading(data: bytes) -> Callable[[int, memoryview], None]:
+    begin = header_in(data).begin
+
+    def read(place: int, into: memoryview) -> None:
+        assert begin + place + len(into) <= len(data), "nothing is read past the end"
+        into[:] = data[begin + place : begin + place + len(into)]
+
+    return read
+
+
+def source(
+    name: str, tensors: Tensors, weight: float = 1.0, *, model: Tensors | None = None, form: Form = FULL,
+    base: int = 0, factor: float = 1.0,
+) -> Source:  # fmt: skip
+    """The update as an agent would have written it."""
+    model = model or tensors
+    encoded = encode(tensors, model, header(model), form, [len(name), base], sent=9)
+    data = write(encoded.tensors)
+    wire = Wire(header(model), form)
+    return Source(
+        name=name, weight=weight, wire=wire, read=reading(data), base=base, factor=factor,
+        sent=wire.sent(len(data) - header_in(data).begin),
+    )  # fmt: skip
+
+
+def folded(
+    sources: list[Source],
+    model: Header,
+    method: ChunkFold | None = None,
+    recipe: Recipe = MEAN,
+    **how: object,
+) -> Tensors:
+    recipe = Recipe(method=method, bases=recipe.bases, base=recipe.base)
+    chunks = fold_shard(sources, model, recipe=recipe, **how)  # type: ignore[arg-type]
+    return read(write_header(model.layout, b"{}") + b"".join(chunks))[0]
 
 
 def mixed(seed: int, n: int = 50) -> Tensors:
@@ -36,21 +81,21 @@ def mixed(seed: int, n: int = 50) -> Tensors:
         "a": chance.normal(size=(n, 3)).astype(np.float32),
         "steps": np.array(seed, np.int64),
         "b": chance.normal(size=n).astype(np.float16),
+        "brain": narrowed(chance.normal(size=(2, n)).astype(np.float32), "BF16"),
         "scalar": np.array(chance.normal(), np.float64),
         "empty": np.zeros((0,), np.float32),
+        "c": chance.normal(size=n).astype(np.float32),
         "mask": chance.random(5) < 0.5,
     }
 
 
 def test_floats_are_averaged_by_weight_and_the_rest_is_taken_from_the_heaviest() -> None:
     updates = [mixed(s) for s in range(3)]
-    result = folded(
-        [source(str(i), u, w) for i, (u, w) in enumerate(zip(updates, (1, 5, 4), strict=True))],
-        header(updates[0]),
-    )
-    for name in ("a", "b", "scalar"):
-        expected = sum(w / 10 * u[name].astype(np.float64) for u, w in zip(updates, (1, 5, 4), strict=True))
-        assert np.allclose(result[name], expected, rtol=1e-3 if name == "b" else 1e-6, atol=1e-6)
+    weighted = list(zip(updates, (1, 5, 4), strict=True))
+    result = folded([source(str(i), u, w) for i, (u, w) in enumerate(weighted)], header(updates[0]))
+    for name, tolerance in {"a": 1e-6, "b": 1e-3, "brain": 8e-3, "scalar": 1e-15, "c": 1e-6}.items():
+        expected = sum(w / 10 * widened(u[name]).astype(np.float64) for u, w in weighted)
+        assert np.allclose(widened(result[name]), expected, rtol=tolerance, atol=tolerance / 10)
         assert result[name].dtype == updates[0][name].dtype
     assert result["steps"] == 1
     assert (result["mask"] == updates[1]["mask"]).all()
@@ -62,42 +107,190 @@ def test_of_several_that_weigh_the_same_the_first_gives_the_integers() -> None:
     assert folded([source("x", u) for u in updates], header(updates[0]))["steps"] == 4
 
 
+# The law: layouts × codecs × plans × orders, against arithmetic in 64 bits on what the codecs decode to
+
+SHAPES = st.lists(st.integers(0, 40), max_size=2).map(tuple)
+TENSORS = st.lists(
+    st.tuples(st.sampled_from(["F32", "F32", "F16", "BF16", "F64", "I64", "BOOL"]), SHAPES),
+    min_size=1, max_size=6,
+)  # fmt: skip
+FORMS = st.builds(Form, codec=st.sampled_from(CODECS), delta=st.booleans())
+
+
+def drawn(layout: list[tuple[str, tuple[int, ...]]], seed: int) -> Tensors:
+    chance = np.random.default_rng(seed)
+
+    def tensor(code: str, shape: tuple[int, ...]) -> np.ndarray:
+        if code in FLOATS:
+            return narrowed(chance.normal(size=shape), code)
+        return (chance.random(shape) < 0.5) if code == "BOOL" else chance.integers(-9, 9, shape)
+
+    return {f"t{k}": tensor(code, shape) for k, (code, shape) in enumerate(layout)}
+
+
 @given(
-    st.integers(1, 5),
-    st.lists(st.integers(1, 99), min_size=1, max_size=40),
-    st.integers(1, 40),
-    st.integers(1, 4),
+    layout=TENSORS,
+    forms=st.lists(st.tuples(FORMS, st.integers(1, 99), st.sampled_from([0, 0, 1])), min_size=1, max_size=20),
+    carries=st.data(),
+    cut=st.integers(1, 70),
+    chunk=st.integers(1, 100),
+    depth=st.integers(1, 4),
 )
-@settings(max_examples=40)
-def test_neither_the_size_of_the_chunks_nor_the_threads_change_a_byte(
-    chunk: int, weights: list[int], n: int, threads: int
-) -> None:
-    updates = [mixed(i, n) for i in range(len(weights))]
-    sources = [source(str(i), u, w) for i, (u, w) in enumerate(zip(updates, weights, strict=True))]
-    whole = b"".join(fold(sources, header(updates[0])))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "CHUNK", chunk)
-        patch.setattr(module, "_large", lambda model: True)
-        assert b"".join(fold(sources, header(updates[0]), threads=threads)) == whole
+@settings(max_examples=60)
+def test_any_layout_codec_base_and_subset_is_folded_as_in_64_bits_and_no_plan_changes_a_byte(
+    layout: list[tuple[str, tuple[int, ...]]], forms: list[tuple[Form, int, int]], carries: st.DataObject,
+    cut: int, chunk: int, depth: int,
+) -> None:  # fmt: skip
+    models = {0: drawn(layout, 100), 1: drawn(layout, 101)}
+    model = header(models[0])
+    sources, wires = [], {}
+    for k, (form, weight, base) in enumerate(forms):
+        if carries.draw(st.booleans()):
+            names = carries.draw(st.sets(st.sampled_from([t.name for t in model.tensors]), min_size=1))
+            form = Form(form.codec, form.delta, mask(model, names))
+        made = source(f"{k}", drawn(layout, k), weight, model=models[base], form=form, base=base)
+        made = replace(made, wire=wires.setdefault(form, made.wire))
+        sources.append(made)
+    recipe = Recipe(base=0, bases={v: reading(write(m)) for v, m in models.items()})
+    whole = b"".join(fold_shard(sources, model, recipe=recipe))
+    result = read(write_header(model.layout, b"{}") + whole)[0]
+    for tensor in model.tensors:
+        expected, tolerance = reference(sources, models, tensor.name)
+        got = result[tensor.name]
+        if tensor.dtype in FLOATS:
+            narrow = {"F64": 1e-12, "F32": 1e-5, "F16": 2e-3, "BF16": 2e-2}[tensor.dtype]
+            assert np.allclose(widened(got), expected, rtol=narrow, atol=narrow * tolerance), tensor
+        else:
+            assert got.tobytes() == expected.tobytes()
+
+    def cuts() -> list[Shard]:
+        """At floats and tensors that the plan would allow if pages were `cut` floats long."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("fleetfold.fold.plan.PAGE", cut)
+            site = Site(name="here", bandwidth=1.0, folders=5, part=1)
+            return list(plan(model, len(sources), 1, site).shards)
+
+    shards = cuts()
+    assert [s.start for s in shards[1:]] == [s.stop for s in shards[:-1]]
+    parts = [b"".join(fold_shard(sources, model, s, recipe, chunk=chunk)) for s in shards]
+    assert b"".join(parts) == whole, "neither shards nor chunks change a byte"
+    assert b"".join(fold_shard(sources, model, recipe=recipe, chunk=chunk, threads=3)) == whole
+    assert b"".join(fold_shard(sources, model, recipe=recipe, chunk=chunk, depth=depth)) == whole
+    assert b"".join(fold_shard(sources, model, recipe=recipe, kernel=NUMPY)) == whole, "nor does the kernel"
 
 
-def test_an_update_whose_tensors_lie_in_another_order_is_folded_by_name() -> None:
-    ours, theirs = mixed(1), mixed(2)
-    turned = dict(reversed(theirs.items()))
-    expected = folded([source("a", ours), source("b", theirs)], header(ours))
-    result = folded([source("a", ours), source("b", turned)], header(ours))
-    assert all(result[name].tobytes() == expected[name].tobytes() for name in expected)
+def reference(sources: list[Source], models: dict[int, Tensors], name: str) -> tuple[np.ndarray, float]:
+    """What the tensor must come to, and how large its values are."""
+    base = models[0][name]
+    carrying = [s for s in sources if any(t.name == name for t in s.wire.carried)]
+    if not carrying:
+        return (widened(base).astype(np.float64) if code_of(base) in FLOATS else base), 1.0
+    if code_of(base) not in FLOATS:
+        heaviest = max(carrying, key=lambda s: s.weight)
+        got = np.empty(base.size, base.dtype)
+        heaviest.read(heaviest.wire.place(name, heaviest.sent), got.data.cast("B"))
+        return got.reshape(base.shape), 1.0
+    total, most = widened(base).astype(np.float64), 1.0
+    weight = sum(s.weight for s in carrying)
+    for s in carrying:
+        values = decoded(s, name, base)
+        if not s.wire.form.delta:
+            values = values - widened(models[s.base][name])
+        total = total + s.weight / weight * values
+        most = max(most, float(np.abs(values).max(initial=0)))
+    return total, most
+
+
+def decoded(source: Source, name: str, base: np.ndarray) -> np.ndarray:
+    """The whole tensor at once, by the reference kernel."""
+    from fleetfold.fold.codecs import decode
+    from fleetfold.fold.kernel import Scratch
+
+    tensor = next(t for t in source.wire.carried if t.name == name)
+    out = np.empty(base.size, np.float64 if tensor.dtype == "F64" else np.float32)
+    if base.size:
+        decode(source.wire, source.sent, source.read, tensor, 0, out, Scratch(), NUMPY)
+    return out.reshape(base.shape).astype(np.float64)
+
+
+@given(st.permutations(range(9)))
+@settings(max_examples=10)
+def test_the_order_of_arrival_changes_nothing_for_the_seats_give_the_order(order: list[int]) -> None:
+    updates = {k: source(str(k), mixed(k), k + 1) for k in range(9)}
+    arrived = {k: updates[k] for k in order}
+    seated = [arrived[k] for k in sorted(arrived)]
+    model = header(mixed(0))
+    assert b"".join(fold_shard(seated, model)) == b"".join(fold_shard(list(updates.values()), model))
+
+
+def test_more_updates_than_a_batch_are_summed_batch_by_batch_whoever_works_on_which() -> None:
+    updates = [{"w": np.random.default_rng(k).normal(size=300).astype(np.float32)} for k in range(600)]
+    sources = [source(str(k), u, k + 1) for k, u in enumerate(updates)]
+    one, expected = sources[0].wire, sum((k + 1) * u["w"].astype(np.float64) for k, u in enumerate(updates))
+    sources = [Source(name=s.name, weight=s.weight, wire=one, read=s.read) for s in sources]
+    model = header(updates[0])
+    whole = b"".join(fold_shard(sources, model))
+    assert np.allclose(np.frombuffer(whole, np.float32), expected / sum(range(601)), atol=1e-7)
+    for chunk in (7, 300):
+        assert b"".join(fold_shard(sources, model, threads=2, chunk=chunk)) == whole
+        assert b"".join(fold_shard(sources, model, depth=3, chunk=chunk)) == whole
+
+
+def test_an_update_from_an_older_model_counts_by_its_difference_to_that_model() -> None:
+    old, new = {"w": np.zeros(4, np.float32)}, {"w": np.full(4, 10, np.float32)}
+    stale = source("stale", {"w": np.ones(4, np.float32)}, model=old, base=0)
+    fresh = source("fresh", {"w": np.full(4, 12, np.float32)}, model=new, base=1)
+    recipe = Recipe(base=1, bases={0: reading(write(old)), 1: reading(write(new))})
+    assert folded([stale, fresh], header(new), recipe=recipe)["w"].tolist() == [11.5] * 4
+    assert folded([stale, fresh], header(new), median, recipe)["w"].tolist() == [11.5] * 4
+
+
+def test_a_factor_scales_the_difference_to_the_model() -> None:
+    model = {"w": np.full(3, 5, np.float32)}
+    far = source("far", {"w": np.full(3, 105, np.float32)}, model=model, factor=0.01)
+    near = source("near", {"w": np.full(3, 7, np.float32)}, model=model)
+    recipe = Recipe(bases={0: reading(write(model))})
+    assert folded([far, near], header(model), recipe=recipe)["w"].tolist() == [6.5] * 3
+
+
+def test_measures_are_the_same_over_any_shards_for_models_and_for_differences() -> None:
+    chance = np.random.default_rng(0)
+    model = {
+        "w": chance.normal(size=200_000).astype(np.float32),
+        "n": np.array(1),
+        "v": np.zeros(3, np.float32),
+    }
+    updates = [{**model, "w": model["w"] + chance.normal(size=200_000).astype(np.float32)} for _ in range(4)]
+    recipe = Recipe(bases={0: reading(write(model))})
+    plain = [source(str(k), u, model=model) for k, u in enumerate(updates)]
+    shards = plan(header(model), 4, 1, Site(name="here", bandwidth=1.0, folders=3, part=1)).shards
+    assert len(shards) > 1
+    for measure, together in ((distances, True), (norms_squared, False)):
+        whole = measured(plain, header(model), measure, recipe, together=together)
+        parts = [measured(plain, header(model), measure, recipe, s, together=together) for s in shards]
+        assert (sum(parts) == whole).all()
+    norms = measured(plain, header(model), norms_squared, recipe, together=False)
+    exact = [float(np.sum((u["w"] - model["w"]).astype(np.float64) ** 2)) for u in updates]
+    assert [n / 2**1127 for n in norms] == pytest.approx(exact, rel=1e-12)
+    sent = [source(str(k), u, model=model, form=Form("full", True)) for k, u in enumerate(updates)]
+    assert (measured(sent, header(model), norms_squared, recipe, together=False) == norms).all()
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("method", [None, lambda block, shares: block.mean(0)])
-def test_an_update_with_values_that_are_not_finite_is_named(poison: float, method: ChunkFold | None) -> None:
+@pytest.mark.parametrize("form", [Form(), Form("bf16"), Form("fp16"), Form("int8"), Form("topk")])
+def test_an_update_with_values_that_are_not_finite_is_named(
+    poison: float, method: ChunkFold | None, form: Form
+) -> None:
     good, bad, worse = mixed(1), mixed(2), mixed(3)
     bad["a"][7, 1] = worse["a"][7, 1] = poison
+    sources = [
+        source("good", good),
+        source("bad", bad, 0.001, form=form),
+        source("worse", worse, form=form),
+    ]
     with pytest.raises(Unfit) as unfit:
-        folded(
-            [source("good", good), source("bad", bad, 0.001), source("worse", worse)], header(good), method
-        )
+        folded(sources, header(good), method)
     assert unfit.value.names == ("bad", "worse")
 
 
@@ -109,9 +302,42 @@ def test_opposite_infinities_do_not_hide_each_other() -> None:
 
 
 def test_the_largest_finite_values_do_not_overflow() -> None:
-    big = {"w": np.full(3, np.finfo(np.float64).max)}
-    result = folded([source(str(i), big, 0.1) for i in range(3)], header(big))
-    assert np.isfinite(result["w"]).all()
+    for dtype in (np.float64, np.float32, np.float16):
+        big = {"w": np.full(3, np.finfo(dtype).max, dtype)}
+        result = folded([source(str(i), big, 0.1) for i in range(3)], header(big))
+        assert np.isfinite(result["w"]).all()
+
+
+def test_scales_that_make_values_overflow_are_found_in_the_pass() -> None:
+    model = {"w": np.zeros(2000, np.float32)}
+    wire = Wire(header(model), Form("int8", True))
+    tensors = views(write({"w": np.full(2000, 100, np.int8)}), header({"w": np.full(2000, 100, np.int8)}))
+    data = write({**tensors, "fleetfold.scales": np.array([1e-3, 1e38], np.float32)})
+    bomb = Source(name="bomb", weight=1.0, wire=wire, read=reading(data))
+    with pytest.raises(Unfit, match="not finite"):
+        folded([bomb], header(model), recipe=Recipe(bases={0: reading(write(model))}))
+
+
+@pytest.mark.parametrize(
+    ("starts", "indices", "said"),
+    [
+        ([0, 9], [0, 1], "there are 2 values"),
+        ([-1, 2], [0, 1], "there are 2 values"),
+        ([2, 0], [0, 1], "there are 2 values"),
+        ([0, 2], [1, 1], "do not ascend"),
+        ([0, 2], [5, 1], "do not ascend"),
+    ],
+)
+def test_a_top_k_whose_pages_do_not_fit_is_found_in_the_pass(
+    starts: list[int], indices: list[int], said: str
+) -> None:
+    model = {"w": np.zeros(50, np.float32)}
+    wire = Wire(header(model), Form("topk", True))
+    parts = [np.array(starts, np.int64), np.ones(2, np.float32), np.array(indices, np.uint16)]
+    data = write(dict(zip(wire.layout(2), parts, strict=True)))
+    bad = Source(name="bad", weight=1.0, wire=wire, read=reading(data), sent=2)
+    with pytest.raises(Unfit, match=said):
+        folded([bad], header(model), recipe=Recipe(bases={0: reading(write(model))}))
 
 
 def test_the_users_own_fold_is_given_all_updates_of_a_coordinate() -> None:

@@ -15,10 +15,8 @@ class MemoryObjects:
         self._data[key] = whole
         return len(whole)
 
-    def read(self, key: str, offset: int, into: memoryview) -> int:
-        part = self._data[key][offset : offset + len(into)]
-        into[: len(part)] = part
-        return len(part)
+    def open(self, key: str) -> "_Held":
+        return _Held(self._data[key])
 
     def size(self, key: str) -> int | None:
         data = self._data.get(key)
@@ -29,6 +27,21 @@ class MemoryObjects:
 
     def delete(self, key: str) -> None:
         self._data.pop(key, None)
+
+
+class _Held:
+    file: int | None = None
+
+    def __init__(self, data: bytes) -> None:
+        self._data = memoryview(data)
+
+    def read(self, offset: int, into: memoryview) -> int:
+        part = self._data[offset : offset + len(into)]
+        into[: len(part)] = part
+        return len(part)
+
+    def close(self) -> None:
+        pass
 
 
 class MemoryRecords:

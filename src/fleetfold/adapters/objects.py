@@ -1,12 +1,11 @@
-"""Objects by obstore: here files below a folder. Ranged reads go to the file itself, into the caller's
-buffer.
+"""Objects as files below a folder, written and read by the caller's own buffers: no copy in between.
 
 `durable` says what a finished put survives: False, the death of any process (the kernel has the bytes
 and the name); True, a power cut as well (bytes are synced before they get their name, folders after).
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
@@ -17,58 +16,57 @@ from obstore.store import LocalStore
 
 from fleetfold.errors import Unavailable
 
-STAGING = "staging/"
-"""Where an object lies until its bytes are safe; what a power cut leaves there is nobody's."""
+STAGING = "staging"
+"""Where an object lies until all of it is there, by a name that begins with the process that writes it."""
 
 
 class FileObjects:
     def __init__(self, root: Path, *, durable: bool = False) -> None:
         self._root, self._durable = root, durable
         self._synced = {root}
+        self._staging = f"{root}/{STAGING}"
         try:
             self._store = LocalStore(root, mkdir=True)
+            os.makedirs(self._staging, exist_ok=True)
+            _sweep(self._staging)
         except (OSError, BaseError) as error:
             raise _unavailable(error, str(root)) from error
 
     def put(self, key: str, data: Iterable[bytes | memoryview]) -> int:
-        sizes: list[int] = []
-
-        def measured() -> Iterator[bytes | memoryview]:
-            for part in data:
-                sizes.append(len(part))
-                yield part
-
-        # A power cut may keep a name and lose the bytes: they are synced under another name first.
-        written = f"{STAGING}{uuid4().hex}" if self._durable else key
+        # Under another name until all of it is there: a reader finds all or nothing.
+        written, place = f"{self._staging}/{os.getpid()}-{uuid4().hex}", self._place(key)
+        size = 0
         try:
-            if isinstance(data, list):  # whole already: one write, without the machinery of parts
-                obstore.put(self._store, written, b"".join(measured()), use_multipart=False)
-            else:
-                obstore.put(self._store, written, measured())
+            file = os.open(written, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            try:
+                for part in data:
+                    size += _write(file, part)
+                if self._durable:
+                    os.fsync(file)
+            finally:
+                os.close(file)
+            try:
+                os.replace(written, place)
+            except FileNotFoundError:
+                os.makedirs(os.path.dirname(place), exist_ok=True)
+                os.replace(written, place)
             if self._durable:
-                _flush(self._root / written)
-                obstore.rename(self._store, written, key)
                 self._sync_folders(key)
-        except (OSError, BaseError) as error:
-            raise _unavailable(error, key) from error
-        return sum(sizes)
+        except BaseException as error:
+            with suppress(OSError):
+                os.unlink(written)
+            if isinstance(error, OSError):
+                raise _unavailable(error, key) from error
+            raise
+        return size
 
-    def read(self, key: str, offset: int, into: memoryview) -> int:
+    def open(self, key: str) -> "_File":
         try:
-            file = os.open(self._place(key), os.O_RDONLY)
+            return _File(os.open(self._place(key), os.O_RDONLY), key)
         except FileNotFoundError:
             raise KeyError(key) from None
         except OSError as error:
             raise _unavailable(error, key) from error
-        try:
-            done = 0
-            while done < len(into) and (n := os.preadv(file, [into[done:]], offset + done)):
-                done += n
-            return done
-        except OSError as error:
-            raise _unavailable(error, key) from error
-        finally:
-            os.close(file)
 
     def size(self, key: str) -> int | None:
         try:
@@ -98,6 +96,42 @@ class FileObjects:
             self._synced.add(folder)
             folder = folder.parent
             _flush(folder)  # it names the one below
+
+
+class _File:
+    """An open file: what it holds stays readable also when its name is gone."""
+
+    def __init__(self, handle: int, key: str) -> None:
+        self.file: int | None = handle
+        self._handle, self._key = handle, key
+
+    def read(self, offset: int, into: memoryview) -> int:
+        try:
+            done = os.preadv(self._handle, [into], offset)
+            while done < len(into) and (n := os.preadv(self._handle, [into[done:]], offset + done)):
+                done += n
+            return done
+        except OSError as error:
+            raise _unavailable(error, self._key) from error
+
+    def close(self) -> None:
+        os.close(self._handle)
+
+
+def _write(file: int, part: bytes | memoryview) -> int:
+    rest = memoryview(part).cast("B")
+    while rest:
+        rest = rest[os.write(file, rest) :]
+    return len(part)
+
+
+def _sweep(staging: str) -> None:
+    """Remove what processes left there that died while they wrote."""
+    for name in os.listdir(staging):
+        writer = name.partition("-")[0]
+        if writer.isdigit() and not os.path.exists(f"/proc/{writer}") and os.path.exists("/proc/self"):
+            with suppress(OSError):
+                os.unlink(f"{staging}/{name}")
 
 
 def _flush(path: Path) -> None:

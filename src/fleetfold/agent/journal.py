@@ -1,13 +1,16 @@
 """What a device promised and what it has done: one small record per run and kind of work.
 
     promised ──▶ delivered (the update is safe, the report can be told again)
+    residual     what a codec left behind: two slots, the one in force and the one of the task at hand
 
 Rounds of a run only go up, so the newest entry says all. A task that killed its process again and
 again is given up after ATTEMPTS; what killed the whole machine, or everything at once, does not count.
 """
 
 import msgspec
+import numpy as np
 from msgspec import Struct
+from numpy.typing import NDArray
 
 from fleetfold.messages import Report, Task, encode
 from fleetfold.ports import Records
@@ -21,8 +24,11 @@ class Entry(Struct, frozen=True, kw_only=True):
     attempts: int = 0
     life: str = ""  # in which it was begun so often
     report: Report | None = None  # the answer, once it is settled
+    residual: int = -1  # the slot in force: left by the newest update that was delivered
 
 
+PIECE = 8 << 20
+"""Bytes of one record of a residual."""
 _ENTRY = msgspec.json.Decoder(Entry)
 
 
@@ -31,6 +37,7 @@ class Journal:
     starts it again: the machine since its boot, or the run that supervises its workers."""
 
     def __init__(self, records: Records, device: str, life: str) -> None:
+        self._device = device
         self._records, self._prefix, self._life = records, f"journal/{device}/", life
 
     def entry(self, task: Task) -> Entry | None:
@@ -45,10 +52,34 @@ class Journal:
         return entry.attempts if entry is not None and same else 0
 
     def promise(self, task: Task) -> None:
-        self._put(Entry(task=task, attempts=self.attempts(task) + 1, life=self._life))
+        attempts = self.attempts(task) + 1
+        self._put(Entry(task=task, attempts=attempts, life=self._life, residual=self._slot(task)))
 
     def settle(self, task: Task, report: Report) -> None:
-        self._put(Entry(task=task, report=report))
+        slot = self._slot(task)
+        if task.feedback and report.state == "delivered":
+            slot = _other(slot)
+        self._put(Entry(task=task, report=report, residual=slot))
+
+    def residual(self, task: Task) -> NDArray[np.float32] | None:
+        """What the newest update that was delivered left behind, fp32; None: nothing yet."""
+        slot, pieces = self._slot(task), list[bytes]()
+        while slot >= 0 and (record := self._records.get(self._piece(task, slot, len(pieces)))):
+            pieces.append(record.value)
+        return np.frombuffer(b"".join(pieces), np.float32) if pieces else None
+
+    def leave(self, task: Task, residual: NDArray[np.float32]) -> None:
+        """Keep what this task's update leaves behind; the one in force stays until the task is settled."""
+        data, slot = residual.tobytes(), _other(self._slot(task))
+        for k in range(0, len(data), PIECE):
+            self._records.put_many([(self._piece(task, slot, k // PIECE), data[k : k + PIECE])])
+
+    def _slot(self, task: Task) -> int:
+        entry = self.entry(task)
+        return -1 if entry is None else entry.residual
+
+    def _piece(self, task: Task, slot: int, number: int) -> str:
+        return f"residual/{self._device}/{task.run}/{slot}/{number:06}"
 
     def open(self) -> list[Entry]:
         """Every newest entry: what is to be finished, or told again, after a restart."""
@@ -59,3 +90,8 @@ class Journal:
 
     def _key(self, task: Task) -> str:
         return f"{self._prefix}{task.run}/{task.kind}"
+
+
+def _other(slot: int) -> int:
+    """The slot that is not in force; of none, the first."""
+    return 0 if slot != 0 else 1

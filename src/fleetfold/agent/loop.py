@@ -9,7 +9,7 @@ is, from the same seed. Every answer may be told twice.
 
 import hashlib
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import msgspec
 
@@ -17,28 +17,48 @@ from fleetfold.agent.app import App, can, numbers
 from fleetfold.agent.journal import ATTEMPTS, Journal
 from fleetfold.agent.trainer import Device, Evaluated, Trainer, Work
 from fleetfold.errors import BadConfig, BadUpdate, Unavailable, blame
-from fleetfold.fold.tensors import Tensors, read, write
-from fleetfold.messages import PROTOCOL, Evaluation, Metrics, Report, Task, Timings, UpdateHeader, encode
+from fleetfold.fold import codecs
+from fleetfold.fold.tensors import Header, Tensors, header_in, views, write
+from fleetfold.fold.wire import carried, mask
+from fleetfold.messages import (
+    PROTOCOL,
+    Evaluation,
+    Form,
+    Metrics,
+    Report,
+    Task,
+    Timings,
+    UpdateHeader,
+    encode,
+)
 from fleetfold.ports import Link, Transfer
 
 _T = TypeVar("_T")
+ROUNDING = 1
+"""Beside the task's seed: the codec's chance is another than the training's."""
+
+
+class Model(NamedTuple):
+    tensors: Tensors  # read-only
+    header: Header
 
 
 class Models:
     """The newest model that was fetched, shared by the devices of one process."""
 
     def __init__(self) -> None:
-        self._digest, self._tensors = "", Tensors()
+        self._digest, self._model = "", Model(Tensors(), Header((), 0, 0))
 
-    def get(self, digest: str, fetch: Callable[[], bytes]) -> Tensors:
+    def get(self, digest: str, fetch: Callable[[], bytes]) -> "Model":
         """The model with that sha256. Raises Unavailable if what `fetch` brings is another."""
         if digest != self._digest:
             data = fetch()
             found = hashlib.sha256(data).hexdigest()
             if found != digest:
                 raise Unavailable(f"the model fetched has sha256 {found[:12]}…, the task says {digest[:12]}…")
-            self._tensors, self._digest = read(data)[0], digest
-        return self._tensors
+            header = header_in(data)
+            self._model, self._digest = Model(views(data, header), header), digest
+        return self._model
 
 
 class Agent:
@@ -105,23 +125,40 @@ class Agent:
         evaluation: Evaluation | None = None
         start = self._timer()
         if task.evaluate or task.kind == "evaluate":
-            evaluation = self._evaluate(model, work)
+            evaluation = self._evaluate(model.tensors, work)
         if task.kind == "evaluate":
             if evaluation is None:
                 raise BadConfig("the app has no evaluate(), or this device has nothing to evaluate on")
-            tensors, examples, metrics, extra = Tensors(), evaluation.examples, Metrics(), None
+            examples, metrics, extra = evaluation.examples, Metrics(), None
+            form, tensors = Form(), Tensors()
         else:
-            trained = self._trainer.train(model, work)
-            tensors, examples, extra = trained.tensors, trained.examples, trained.extra
-            metrics = numbers(trained.metrics)
+            trained = self._trainer.train(model.tensors, work)
+            examples, extra, metrics = trained.examples, trained.extra, numbers(trained.metrics)
+            form, tensors = self._encoded(task, trained.tensors, model)
             if examples <= 0:
                 raise BadUpdate("trained on no examples")
         took = Timings(download=download, compute=self._timer() - start)
         header = UpdateHeader(
             run=task.run, round=task.round, kind=task.kind, device=task.device, examples=examples,
-            metrics=metrics, evaluation=evaluation, took=took, extra=extra,
+            metrics=metrics, evaluation=evaluation, took=took, form=form, extra=extra,
         )  # fmt: skip
         return write(tensors, encode(header)), took
+
+    def _encoded(self, task: Task, tensors: Tensors, model: Model) -> tuple[Form, Tensors]:
+        """The tensors that the task asks for, as it asks for them; what that leaves behind is kept."""
+        if unknown := sorted(tensors.keys() - model.tensors.keys()):
+            raise BadUpdate(f"tensor {unknown[0][:80]!r} is not in the model")
+        form = task.form
+        if task.partial:
+            names = {t.name for t in carried(model.header, form.carried)} & tensors.keys()
+            form = msgspec.structs.replace(form, carried=mask(model.header, names))
+        encoded = codecs.encode(
+            tensors, model.tensors, model.header, form, [task.seed, ROUNDING], sent=task.sent,
+            residual=self._journal.residual(task) if task.feedback else None, feedback=task.feedback,
+        )  # fmt: skip
+        if len(encoded.residual):
+            self._journal.leave(task, encoded.residual)
+        return form, encoded.tensors
 
     def _evaluate(self, model: Tensors, work: Work) -> Evaluation | None:
         if not can(self._trainer, "evaluate"):

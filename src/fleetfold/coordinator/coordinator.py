@@ -8,6 +8,7 @@ changes. So it may die between any two lines, and the next one goes on from ther
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import msgspec
 from msgspec.structs import replace
@@ -17,12 +18,13 @@ from fleetfold.coordinator.folding import fold_round, header_of, summary
 from fleetfold.coordinator.intake import Intake, quarantine
 from fleetfold.coordinator.late import backlog, claim, retire
 from fleetfold.coordinator.opening import next_round
-from fleetfold.coordinator.policy import Policies, draw
+from fleetfold.coordinator.policy import Policies, draw, form
 from fleetfold.coordinator.registry import Stopwatch, by_own_clock, teach
 from fleetfold.errors import Unavailable
 from fleetfold.fold.fold import Unfit
+from fleetfold.fold.wire import Wire
 from fleetfold.ledger import Arrival, Ledger, place
-from fleetfold.messages import Kind, Metrics, Report, Task
+from fleetfold.messages import Form, Kind, Metrics, Report, Task
 from fleetfold.ports import Alarm, Control, Objects, fetch
 from fleetfold.round.decide import Decision, decide, opened
 from fleetfold.round.events import (
@@ -42,6 +44,13 @@ from fleetfold.round.events import (
 )
 from fleetfold.round.run import Run, RunState, advance
 from fleetfold.round.state import ENDED, Phase, Round
+from fleetfold.settings import Settings, count
+
+
+class _Asked(NamedTuple):
+    form: Form
+    sent: int  # values, of top-k
+
 
 Test = Callable[[bytes], Metrics]
 """Scores a model file on the user's own test set, where there is one."""
@@ -134,7 +143,9 @@ class Coordinator:
         round, _ = found
         seats = {name: seat for seat, name in enumerate(self._seats(round.cohort))}
         model = self._header(layout.model(run, round.base)) if kind == "train" else None
-        Intake(self._ledger, self._objects, round, seats, model).judge(reports, self._clock())
+        Intake(self._ledger, self._objects, round, seats, model, self._run()[0].settings).judge(
+            reports, self._clock()
+        )
         known = [self._ledger.arrival(place(round), r.device) for r in reports if r.device in seats]
         # From the records, not from what was fresh: a report that is repeated after a death between the
         # record and the round is how the round hears of it.
@@ -221,6 +232,7 @@ class Coordinator:
         run, _ = self._run()
         where, settings = place(round), run.settings
         evaluate = settings.evaluate == "same" and round.number % settings.evaluate_every == 0
+        asked = self._forms(round, settings)
         return [
             Task(
                 run=round.run, round=round.number, kind=round.kind, device=device,
@@ -228,9 +240,29 @@ class Coordinator:
                 update=layout.update(where, device),
                 seed=draw(settings.seed, round.kind, round.number, device) >> 32,
                 deadline=round.deadline_at, evaluate=evaluate, settings=settings.app,
+                form=asked[device].form, sent=asked[device].sent, partial=settings.partial,
+                feedback=settings.feedback and asked[device].form.delta,
             )
             for device in self._seats(round.cohort)
         ]  # fmt: skip
+
+    def _forms(self, round: Round, settings: Settings) -> dict[str, "_Asked"]:
+        """Device → how its update is to travel: by the run's codec, or what the user's function says."""
+        cohort, own = self._seats(round.cohort), self._policies.codec
+        if round.kind != "train":
+            return dict.fromkeys(cohort, _Asked(Form(), 0))
+        model = self._header(layout.model(round.run, round.base))
+        asked: dict[str, _Asked] = {}
+        known = {device.name: device for device in self._ledger.fleet()} if own else {}
+
+        def ask(codec: str) -> "_Asked":
+            if codec not in asked:
+                how = form(model, settings, codec)
+                sent = count(settings.topk, Wire(model, how).elements) if codec == "topk" else 0
+                asked[codec] = _Asked(how, sent)
+            return asked[codec]
+
+        return {name: ask(own(known[name]) if own else settings.codec) for name in cohort}
 
     def _fold(self, round: Round) -> Event:
         run, _ = self._run()

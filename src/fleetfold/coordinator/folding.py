@@ -7,28 +7,36 @@ bytes, so a second folder writes what the first one wrote, and either may be the
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
+from contextlib import ExitStack, closing
+from functools import lru_cache, partial
+from itertools import chain
 
 import msgspec
+import numpy as np
 from msgspec import Struct
+from msgspec.structs import replace
 
 from fleetfold import layout
 from fleetfold.coordinator.policy import method, optimizer
 from fleetfold.coordinator.stepping import Stepping
-from fleetfold.errors import BadUpdate
-from fleetfold.fold.fold import After, ChunkFold, Source, Unfit, fold, measured
-from fleetfold.fold.robust import distances, rounded
+from fleetfold.fold.codecs import Read
+from fleetfold.fold.fold import ChunkFold, Recipe, Source, Unfit, fold_shard, measured
+from fleetfold.fold.plan import LAPTOP
+from fleetfold.fold.privacy import factors
+from fleetfold.fold.robust import distances, norms_squared, rounded
 from fleetfold.fold.tensors import PREFIX, Header, header_length, parse_header, write_header
+from fleetfold.fold.wire import Wire
 from fleetfold.ledger import Arrival
 from fleetfold.messages import Metrics
-from fleetfold.ports import Objects
+from fleetfold.ports import Objects, read
 from fleetfold.round.state import Round
 from fleetfold.settings import Settings
 
-THREADS = 2
-"""Chunks that are folded at once: reading and adding then overlap, on as little as two cores."""
+OPEN = 256
+"""Updates whose files are all held open while they are folded."""
 HEADER_LIMIT = 1 << 28
 """Bytes of header that a file of our own may have."""
+GONE = "is no longer the file that was admitted"
 
 
 class ModelHeader(Struct, frozen=True):
@@ -46,11 +54,8 @@ def header_of(objects: Objects, key: str) -> Header:
     size = objects.size(key)
     if size is None:
         raise KeyError(key)
-    prefix = bytearray(min(PREFIX, size))
-    objects.read(key, 0, memoryview(prefix))
-    head = bytearray(header_length(bytes(prefix), size, HEADER_LIMIT))
-    objects.read(key, 0, memoryview(head))
-    return parse_header(bytes(head), size)
+    prefix = read(objects, key, 0, min(PREFIX, size))
+    return parse_header(read(objects, key, 0, header_length(prefix, size, HEADER_LIMIT)), size)
 
 
 def fold_round(
@@ -64,31 +69,50 @@ def fold_round(
     """
     version = round.base + 1
     key = layout.model(round.run, version)
-    sources = [_source(objects, arrival, weight(arrival, round, settings)) for arrival in arrivals]
-    how = method(settings, own, len(sources))
-    if how.selection is not None:
-        apart = rounded(measured(sources, model, distances))
-        kept = how.selection(apart, how.byzantine, len(sources) - how.byzantine)
-        sources, arrivals = [sources[k] for k in kept], [arrivals[k] for k in kept]
-    about = ModelHeader(
-        round.run, version, round.number, len(arrivals), sum(arrival.examples for arrival in arrivals)
-    )
-    digest = hashlib.sha256()
-    passes = partial(_passes, sources, model, how.chunk)
-    after = None
-    if settings.server != "none":
-        stepping = Stepping(objects, round.run, round.base, model, optimizer(settings))
-        after = stepping.advance(passes)
-    chunks = passes(after, False)
-    parts = _file(write_header(model.layout, msgspec.json.encode(about)), chunks)
-    objects.put(key, _hashed(parts, digest.update))
+    with ExitStack() as stack:
+        files = _Files(objects, stack, hold=len(arrivals) <= OPEN)
+        wires = lru_cache(maxsize=None)(lambda form: Wire(model, form))
+        sources = [_source(files, a, wires(a.form), weight(a, round, settings)) for a in arrivals]
+        how = method(settings, own, len(sources))
+        bases = {v: files.model(round.run, v) for v in {round.base, *(a.base for a in arrivals)}}
+        recipe = Recipe(method=how.chunk, base=round.base, bases=bases)
+        if settings.norm_most or settings.fold == "clipped_mean":
+            sources = _clipped(sources, model, recipe, settings)
+        if how.selection is not None:
+            apart = rounded(measured(sources, model, distances, recipe))
+            kept = how.selection(apart, how.byzantine, len(sources) - how.byzantine)
+            sources, arrivals = [sources[k] for k in kept], [arrivals[k] for k in kept]
+        passes = partial(_passes, sources, model)
+        if settings.server != "none":
+            stepping = Stepping(objects, round.run, round.base, model, optimizer(settings))
+            after = stepping.advance(lambda step: passes(replace(recipe, after=step, floats_only=True)))
+            recipe = replace(recipe, after=after)
+        examples = sum(arrival.examples for arrival in arrivals)
+        about = ModelHeader(round.run, version, round.number, len(arrivals), examples)
+        header = write_header(model.layout, msgspec.json.encode(about))
+        digest = hashlib.sha256()
+        objects.put(key, _hashed(chain([header], passes(recipe)), digest.update))
     return key, digest.hexdigest()
 
 
-def _passes(
-    sources: Sequence[Source], model: Header, method: ChunkFold | None, after: After | None, floats: bool
-) -> Iterator[memoryview]:
-    return fold(sources, model, method, threads=THREADS, after=after, floats_only=floats)
+def _passes(sources: Sequence[Source], model: Header, recipe: Recipe) -> Iterator[memoryview]:
+    return fold_shard(sources, model, recipe=recipe, threads=LAPTOP.threads)
+
+
+def _clipped(sources: Sequence[Source], model: Header, recipe: Recipe, settings: Settings) -> list[Source]:
+    """Sources whose differences to their models are brought to the length that the run allows.
+
+    Where it names none it is the median of those that came, which fewer than half of the updates cannot
+    push beyond the honest ones. Raises Unfit for those that are refused outright.
+    """
+    norms = np.sqrt(rounded(measured(sources, model, norms_squared, recipe, together=False)))
+    most = settings.norm_most
+    if most and (far := [s.name for s, norm in zip(sources, norms, strict=True) if norm > most]):
+        raise Unfit(far, f"lies further than {most:g} from its model (norm_most)")
+    if settings.fold != "clipped_mean":
+        return list(sources)
+    clip = settings.clip or float(np.median(norms))
+    return [replace(s, factor=float(f)) for s, f in zip(sources, factors(norms, clip), strict=True)]
 
 
 def weight(arrival: Arrival, round: Round, settings: Settings) -> float:
@@ -120,23 +144,60 @@ def average(reported: Iterable[tuple[Metrics, int]]) -> Metrics:
     return {name: total / weights for name, (total, weights) in sums.items() if weights}
 
 
-def _source(objects: Objects, arrival: Arrival, weight: float) -> Source:
-    key = arrival.key
-    gone = "is no longer the file that was admitted"
+class _Files:
+    """Files of tensors, read from where their tensors begin. `hold`: each is kept open until the fold is
+    done; else it is opened for each read, for no process may have 10,000 of them."""
 
-    def read(offset: int, into: memoryview) -> None:
-        if objects.read(key, offset, into) != len(into):
-            raise Unfit([key], gone)
+    def __init__(self, objects: Objects, stack: ExitStack, *, hold: bool) -> None:
+        self._objects, self._stack, self._hold = objects, stack, hold
+        self.held: dict[str, tuple[int, int]] = {}  # those that are files: open, and where tensors begin
 
+    def read(self, key: str, begin: int) -> Read:
+        """Raises KeyError if it is to be held and is not there, or when it is read and is not there."""
+        if self._hold:
+            held = self._stack.enter_context(closing(self._objects.open(key)))
+            if held.file is not None:
+                self.held[key] = (held.file, begin)
+
+        def read(place: int, into: memoryview) -> None:
+            if self._hold:
+                done = held.read(begin + place, into)
+            else:
+                with closing(self._objects.open(key)) as reader:
+                    done = reader.read(begin + place, into)
+            if done != len(into):
+                raise KeyError(key)
+
+        return read
+
+    def model(self, run: str, version: int) -> Read:
+        """A model of the run; nothing is opened before it is read."""
+        key = layout.model(run, version)
+
+        @lru_cache(maxsize=1)
+        def opened() -> Read:
+            return self.read(key, header_of(self._objects, key).begin)
+
+        return lambda place, into: opened()(place, into)
+
+
+def _source(files: _Files, arrival: Arrival, wire: Wire, weight: float) -> Source:
     try:
-        return Source(name=key, weight=weight, header=header_of(objects, key), read=read)
-    except (KeyError, BadUpdate):
-        raise Unfit([key], gone) from None
+        plain = files.read(arrival.key, arrival.begin)
+    except KeyError:
+        raise Unfit([arrival.key], GONE) from None
 
+    def read(place: int, into: memoryview) -> None:
+        try:
+            plain(place, into)
+        except KeyError:
+            raise Unfit([arrival.key], GONE) from None
 
-def _file(header: bytes, chunks: Iterator[memoryview]) -> Iterator[bytes | memoryview]:
-    yield header
-    yield from chunks
+    return Source(
+        name=arrival.key, weight=weight, wire=wire, read=read, base=arrival.base,
+        file=files.held.get(arrival.key),
+        sent=wire.sent(arrival.size - arrival.begin),
+    )  # fmt: skip
 
 
 def _hashed(

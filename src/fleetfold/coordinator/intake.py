@@ -14,23 +14,28 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from fleetfold import layout
+from fleetfold.coordinator.policy import mask_of
 from fleetfold.errors import BadUpdate
 from fleetfold.fold.gate import Expected, admit
 from fleetfold.fold.tensors import Header
 from fleetfold.ledger import Arrival, Ledger, place
 from fleetfold.messages import Report
-from fleetfold.ports import Objects
+from fleetfold.ports import Objects, read
 from fleetfold.round.state import Phase, Round
+from fleetfold.settings import Settings
 
 
 class Intake:
     """Judges what came for one round. `model`: the header of the round's base model, None to evaluate."""
 
     def __init__(
-        self, ledger: Ledger, objects: Objects, round: Round, seats: dict[str, int], model: Header | None
-    ) -> None:
+        self, ledger: Ledger, objects: Objects, round: Round, seats: dict[str, int], model: Header | None,
+        settings: Settings,
+    ) -> None:  # fmt: skip
         self._ledger, self._objects, self._round = ledger, objects, round
         self._seats, self._model = seats, model
+        self._carried = mask_of(model, settings) if model else ""
+        self._partial = settings.partial
 
     def judge(self, reports: Iterable[Report], now: float) -> list[Arrival]:
         """Arrivals that were not known before, recorded. Reports of strangers are quarantined."""
@@ -58,15 +63,16 @@ class Intake:
             return self._refuse(known, f"there is no update at {known.key}")
         expected = Expected(
             run=self._round.run, round=self._round.number, kind=self._round.kind,
-            device=report.device, model=self._model,
+            device=report.device, model=self._model, carried=self._carried, partial=self._partial,
         )  # fmt: skip
         try:
-            update, _ = admit(lambda offset, n: _bytes(self._objects, known.key, offset, n), size, expected)
+            found = admit(lambda offset, n: read(self._objects, known.key, offset, n), size, expected)
         except BadUpdate as error:
             return self._refuse(replace(known, size=size), error.sentence)
+        update = found.header
         admitted = replace(
-            known, state="admitted", size=size, examples=update.examples, metrics=update.metrics,
-            evaluation=update.evaluation,
+            known, state="admitted", size=size, begin=found.begin, form=update.form,
+            examples=update.examples, metrics=update.metrics, evaluation=update.evaluation,
             took=replace(update.took, upload=report.took.upload),
         )  # fmt: skip
         if self._round.phase is Phase.OPEN:
@@ -92,9 +98,3 @@ def quarantine(objects: Objects, round: Round, device: str, reason: str) -> None
     if layout.valid_name(device):
         key = layout.quarantine(place(round), device)
         objects.put(key, [msgspec.json.encode(Quarantined(device, reason))])
-
-
-def _bytes(objects: Objects, key: str, offset: int, length: int) -> bytes:
-    into = bytearray(length)
-    done = objects.read(key, offset, memoryview(into))
-    return bytes(into[:done])

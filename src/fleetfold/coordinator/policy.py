@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from fnmatch import fnmatchcase
 from importlib import import_module
 from typing import Any
 
@@ -11,7 +12,11 @@ from fleetfold.errors import BadConfig, FleetfoldError, blame
 from fleetfold.fold.fold import ChunkFold
 from fleetfold.fold.robust import ROBUST, SELECTIONS, Selection
 from fleetfold.fold.server_opt import OPTIMIZERS, Optimizer
+from fleetfold.fold.tensors import Header
+from fleetfold.fold.wire import CODECS, mask
+from fleetfold.messages import Form
 from fleetfold.round.decide import Close
+from fleetfold.round.fleet import Device
 from fleetfold.round.run import Cadence
 from fleetfold.round.select import RULES, Rule
 from fleetfold.round.state import Policy
@@ -19,12 +24,13 @@ from fleetfold.settings import Settings, count
 
 
 class Policies(Struct, frozen=True, kw_only=True):
-    """How a run selects, closes, folds and paces itself."""
+    """How a run selects, closes, folds and paces itself; `codec`, `fold`: the user's own, where it has."""
 
     select: Rule
     close: Close | None
     fold: ChunkFold | None
     cadence: Cadence
+    codec: Callable[[Device], str] | None
 
 
 def policies(settings: Settings) -> Policies:
@@ -34,6 +40,7 @@ def policies(settings: Settings) -> Policies:
         select=RULES.get(settings.select) or load(settings.select, "select"),
         close=None if settings.close == "target" else load(settings.close, "close"),
         fold=load(settings.fold, "fold") if ":" in settings.fold else None,
+        codec=load(settings.codec, "codec") if ":" in settings.codec else None,
         cadence=load(cadence, "cadence") if isinstance(cadence, str) else lambda _: cadence,
     )
 
@@ -56,6 +63,24 @@ def method(settings: Settings, own: ChunkFold | None, n: int) -> Method:
     if word in SELECTIONS:
         return Method(None, SELECTIONS[word], byzantine)
     return Method(own)
+
+
+def mask_of(model: Header, settings: Settings) -> str:
+    """The tensors that devices send: what the patterns of `settings.tensors` name. Raises BadConfig."""
+    patterns = settings.tensors.replace(",", " ").split()
+    names = {t.name for t in model.tensors if any(fnmatchcase(t.name, p) for p in patterns)}
+    if not names and model.tensors:
+        known = ", ".join(t.name for t in model.tensors[:5])
+        raise BadConfig(f"tensors = {settings.tensors!r} names none of the model's: {known} …")
+    return mask(model, names)
+
+
+def form(model: Header, settings: Settings, codec: str) -> Form:
+    """How updates are to travel, with that codec. Raises BadConfig."""
+    if codec not in CODECS:
+        raise BadConfig(f"codec: {codec!r} is not one of {', '.join(CODECS)}")
+    delta = settings.delta == "yes" or (settings.delta == "auto" and codec in ("int8", "topk"))
+    return Form(codec, delta, mask_of(model, settings))
 
 
 def optimizer(settings: Settings) -> Optimizer:

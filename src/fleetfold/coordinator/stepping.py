@@ -8,6 +8,7 @@ from the same inputs: a step that is taken again writes the same bytes.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -16,14 +17,16 @@ from numpy.typing import NDArray
 
 from fleetfold import layout
 from fleetfold.errors import Unavailable
+from fleetfold.fold.floats import narrowed, widened
 from fleetfold.fold.fold import After
+from fleetfold.fold.plan import Chunk
 from fleetfold.fold.server_opt import Optimizer, step
-from fleetfold.fold.tensors import DTYPES, Header, write_header
+from fleetfold.fold.tensors import DTYPES, FLOATS, Header, write_header
 from fleetfold.ports import Objects
 
 Array = NDArray[Any]
-Pass = Callable[[After, bool], Iterator[memoryview]]
-"""One pass of the fold: (what becomes of each chunk, floats only) → chunks."""
+Pass = Callable[[After], Iterator[memoryview]]
+"""One pass of the fold over the model's floats: (what becomes of each chunk) → chunks."""
 
 
 class Stepping:
@@ -31,7 +34,8 @@ class Stepping:
 
     def __init__(self, objects: Objects, run: str, base: int, model: Header, optimizer: Optimizer) -> None:
         self._objects, self._run, self._base, self._optimizer = objects, run, base, optimizer
-        floats = {t.name: t for t in model.tensors if DTYPES[t.dtype].kind == "f"}
+        self._begin = model.begin
+        floats = {t.name: t for t in model.tensors if t.dtype in FLOATS}
         wide = any(tensor.dtype == "F64" for tensor in floats.values())
         code = "F64" if wide else "F32"
         self._dtype = DTYPES[code]
@@ -51,18 +55,21 @@ class Stepping:
         def parts() -> Iterator[bytes | memoryview]:
             yield self._header
             for which in range(len(self._optimizer.state)):
-                yield from fold(partial(self._after, known, which), True)
+                yield from fold(partial(self._after, known, which))
 
         self._objects.put(layout.state(self._run, self._base + 1), parts())
         return partial(self._after, known, None)
 
-    def _after(self, known: bool, which: int | None, at: int, first: int, mean: Array) -> Array:
+    def _after(self, known: bool, which: int | None, chunk: Chunk, mean: Array) -> Array:
         """Of a chunk: the next model, or tensor number `which` of the next state."""
-        model = np.empty(mean.shape, mean.dtype)
-        self._read(layout.model(self._run, self._base), at, model)
-        state = tuple(self._state(known, k, first, len(mean)) for k in range(len(self._optimizer.state)))
-        after, moved = step(self._optimizer, model, mean, state, self._base + 1)
-        return after if which is None else moved[which]
+        code = chunk.stretch.tensor.dtype
+        model = np.empty(mean.shape, DTYPES[code])
+        self._read(layout.model(self._run, self._base), self._begin + chunk.start, model)
+        optimizer = self._optimizer
+        state = tuple(self._state(known, k, chunk.first, len(mean)) for k in range(len(optimizer.state)))
+        wide = widened(model) if code == "BF16" else model
+        after, moved = step(optimizer, wide, mean, state, self._base + 1)
+        return narrowed(after, code) if which is None else moved[which]
 
     def _state(self, known: bool, which: int, first: int, count: int) -> Array:
         values = np.zeros(count, self._dtype)
@@ -72,6 +79,7 @@ class Stepping:
         return values
 
     def _read(self, key: str, offset: int, into: Array) -> None:
-        data = into.data.cast("B")
-        if self._objects.read(key, offset, data) != len(data):
-            raise Unavailable(f"{key} is cut off")
+        data = (into.view(np.uint16) if into.dtype.fields else into).data.cast("B")
+        with closing(self._objects.open(key)) as reader:
+            if reader.read(offset, data) != len(data):
+                raise Unavailable(f"{key} is cut off")

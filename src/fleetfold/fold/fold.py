@@ -1,41 +1,53 @@
-"""The fold: for each chunk of the model, for each update in order; its memory knows neither's size.
+"""The fold: for each chunk of a shard, for each update in order; its memory knows neither's size.
 
-    update 0 ─read─▶ ┐
-    update 1 ─read─▶ ├─ chunk ─▶ finite? ─▶ out, written as it is made   (several chunks at once)
-    update n ─read─▶ ┘
+    update 0 ─read, decode─▶ ┐
+    update 1 ─read, decode─▶ ├─ sum ─▶ finite? ─▶ + base ─▶ out, written as it is made
+    update n ─read, decode─▶ ┘
 
-Floats are folded; integers and booleans (counters, masks) are taken from the heaviest update, the
-first of them where several weigh the same. Same updates in the same order, same bytes.
+Floats are folded; integers and booleans (counters, masks) are taken from the heaviest update that carries
+them; what no update carries stays as it is. Same updates in the same order, same bytes: however the model
+is cut, whoever works on it.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from threading import local
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from fleetfold.errors import BadConfig
-from fleetfold.fold.tensors import ALIGNMENT, DTYPES, Header, Segment, segments
+from fleetfold.errors import BadConfig, BadUpdate
+from fleetfold.fold.codecs import Read, decode, read_as
+from fleetfold.fold.floats import narrowed
+from fleetfold.fold.kernel import KERNEL, NUMPY, Kernel, Scratch
+from fleetfold.fold.plan import CHUNK, Chunk, Shard, Stretch, chunks, stretches
+from fleetfold.fold.tensors import DTYPES, Header
+from fleetfold.fold.wire import Wire
 
 Array = NDArray[Any]
+Floats = NDArray[np.float64]
 
-ChunkFold = Callable[[Array, NDArray[np.float64]], Array]
+ChunkFold = Callable[[Array, Floats], Array]
 """The user's own fold, coordinate by coordinate: (updates [n, elements], shares [n], summing to 1) →
-[elements]. Given a chunk at a time, of one dtype."""
+[elements]. Given a chunk at a time, of one dtype: fp32, or fp64 where the model is."""
 
-After = Callable[[int, int, Array], Array]
-"""What becomes of a folded chunk of floats: (its byte in the model's file, its first element among all the
-model's floats, the chunk) → the chunk that is written instead, of any dtype."""
+After = Callable[[Chunk, Floats], Array]
+"""What becomes of a folded chunk of floats: (where it lies, its values, not yet rounded) → the chunk that
+is written instead, of any dtype."""
 
-CHUNK = 1 << 17
-"""Elements in a chunk: 512 KiB of fp32, what a core's own cache holds."""
+Noise = Callable[[Chunk], Floats]
+"""What is added to a folded chunk of floats, for privacy."""
+
+ROWS = 4
+"""Updates that one pass adds."""
 GROUP = 16
-"""Updates that are summed in the chunk's own precision before the sum goes on in 64 bits. It depends on
-nothing, so that the order of rounding depends on the order of updates alone."""
+"""Updates that are summed in 32 bits before the sum goes on in 64. It depends on nothing, so that the
+order of rounding depends on the order of updates alone."""
+BATCH = 256
+"""Updates whose sum in 64 bits is one piece of work. Depends on nothing, likewise."""
 CELL = 1 << 14
 """Elements that a measure of whole updates sums in floats before its sum becomes exact."""
 BLOCK = 1 << 24
@@ -47,8 +59,12 @@ class Source(Struct, frozen=True, kw_only=True):
 
     name: str  # to say which one failed
     weight: float
-    header: Header
-    read: Callable[[int, memoryview], None]  # (offset, into): fill `into` from that byte on, or raise Unfit
+    wire: Wire
+    read: Read  # may raise Unfit
+    file: tuple[int, int] | None = None  # an open one and where its tensors begin, where `read` reads that
+    sent: int = 0  # values, of top-k
+    base: int = 0  # version of the model that it was trained from
+    factor: float = 1.0  # by which its difference to that model is scaled
 
 
 class Unfit(Exception):
@@ -62,65 +78,336 @@ class Unfit(Exception):
 NOT_FINITE = "holds values that are not finite"
 
 
-class _Chunk(Struct, frozen=True):
-    """One piece of the work: `count` elements of one dtype, and where they lie in every source."""
+class Recipe(Struct, frozen=True, kw_only=True):
+    """What is made of the updates. `method` None: the weighted mean (FedAvg; McMahan et al.,
+    "Communication-Efficient Learning of Deep Networks from Decentralized Data", 2017)."""
 
-    dtype: np.dtype[Any]
-    places: tuple[int, ...]
-    count: int
-    at: int  # its byte in the model's file
-    first: int  # its first element among the model's floats
+    method: ChunkFold | None = None
+    base: int = 0  # version of the model that the mean of differences is added to
+    bases: Mapping[int, Read] = {}  # models by version: that one, and those the updates were trained from
+    divisor: float | None = None  # of the weights; None: their sum, over the updates that carry a tensor
+    noise: Noise | None = None
+    after: After | None = None
+    floats_only: bool = False
 
 
-def fold(
+MEAN = Recipe()
+
+
+class _Mix(Struct, frozen=True):
+    """How the updates that carry a stretch are mixed: which, their weights, and what of which model is
+    added. Nothing is, where all are whole models from the same base: their shares sum to 1."""
+
+    members: tuple[int, ...]
+    weights: Floats
+    models: tuple[tuple[int, float], ...]
+
+
+class _Piece(Struct, frozen=True):
+    """A chunk, and the updates [begin, stop) of its mix."""
+
+    chunk: Chunk
+    mix: _Mix
+    begin: int
+    stop: int
+
+
+def fold_shard(
     sources: Sequence[Source],
     model: Header,
-    method: ChunkFold | None = None,
+    shard: Shard | None = None,
+    recipe: Recipe = MEAN,
     *,
     threads: int = 1,
-    after: After | None = None,
-    floats_only: bool = False,
+    depth: int = 1,
+    chunk: int = CHUNK,
+    kernel: Kernel = KERNEL,
 ) -> Iterator[memoryview]:
-    """The folded tensors, in the order and dtypes of `model`: chunks to be written one after another.
+    """The folded bytes of a shard (None: all) of the model's tensors: pieces, to be written in turn.
 
-    Sources have the layout of `model` and are folded in the order given. `method` None: the weighted
-    mean. `after` has the last word on each chunk of floats. Raises Unfit, naming the sources, as soon as a
-    chunk shows it.
+    Sources are folded in the order given. threads: pieces at work at once, each reading for itself. depth:
+    reads in flight, for a store that answers late; then one thread computes. Raises Unfit, naming the
+    sources, as soon as a piece shows it.
     """
-    total = sum(source.weight for source in sources)
-    shares = np.array([source.weight / total for source in sources])
-    heaviest = int(np.argmax(shares))
-    scratch = _Scratch()
-
-    def work(chunk: _Chunk) -> memoryview:
-        if chunk.dtype.kind != "f":
-            return _bytes(_copied(chunk, sources[heaviest], chunk.places[heaviest]))
-        if method is None:
-            folded = _mean(chunk, sources, shares, scratch)
-        else:
-            folded = _by_block(chunk, sources, shares, method)
-        return _bytes(folded if after is None else after(chunk.at, chunk.first, folded))
-
-    side_by_side = max(1, BLOCK // (8 * len(sources)))
-    most = CHUNK if method is None else min(CHUNK, side_by_side)
-    chunks = (c for c in _chunks(sources, model, most) if c.dtype.kind == "f" or not floats_only)
-    return _in_order(work, chunks, threads) if threads > 1 and _large(model) else map(work, chunks)
+    fold = _Fold(sources, model, recipe, kernel)
+    whole = Shard(0, model.size - model.begin)
+    most = chunk
+    if recipe.method is not None:
+        most = min(chunk, max(1, BLOCK // (8 * len(sources))))
+    pieces = fold.pieces(shard or whole, most)
+    if depth > 1:
+        results: Iterator[Array] = fold.ahead(pieces, depth)
+    else:
+        many = threads > 1 and (model.size > 8 * chunk or len(sources) > BATCH)
+        results = _in_order(fold.inline, pieces, threads) if many else map(fold.inline, pieces)
+    return fold.whole(results, shard or whole, most)
 
 
-def _large(model: Header) -> bool:
-    """Whether there are chunks enough to be worth a pool of threads."""
-    return sum(tensor.stop - tensor.start for tensor in model.tensors) > 8 * CHUNK
+class _Fold:
+    def __init__(self, sources: Sequence[Source], model: Header, recipe: Recipe, kernel: Kernel) -> None:
+        self.sources, self.model, self.recipe, self.kernel = sources, model, recipe, kernel
+        wires = list({id(source.wire): source.wire for source in sources}.values())
+        self.wire_of = [next(k for k, w in enumerate(wires) if w is s.wire) for s in sources]
+        self.stretches = stretches(model, wires)
+        self.scratch = Scratch()
+        self.mix = lru_cache(maxsize=None)(self._mix)
 
+    def pieces(self, shard: Shard, most: int) -> Iterator[_Piece]:
+        for chunk in chunks(self.stretches, shard, most):
+            if self.recipe.floats_only and not chunk.stretch.is_float:
+                continue
+            mix = self.mix(chunk.stretch.carried)
+            n = len(mix.members)
+            alone = not chunk.stretch.is_float or self.recipe.method is not None
+            step = n if alone else BATCH
+            for begin in range(0, max(1, n), max(1, step)):
+                yield _Piece(chunk, mix, begin, min(n, begin + step))
 
-def _in_order(
-    work: Callable[[_Chunk], memoryview], chunks: Iterable[_Chunk], threads: int
-) -> Iterator[memoryview]:
-    """Results in the order of the chunks, a few of them at work at once and no more waiting."""
-    with ThreadPoolExecutor(threads) as pool:
-        pending: deque[Future[memoryview]] = deque()
+    def _mix(self, carried: tuple[bool, ...]) -> _Mix:
+        """Weights, as the FedBuff paper has it: differences, each to its own base, added to the newest
+        model (Nguyen et al., "Federated Learning with Buffered Asynchronous Aggregation", 2022)."""
+        recipe = self.recipe
+        members = tuple(k for k, wire in enumerate(self.wire_of) if carried[wire])
+        chosen = [self.sources[k] for k in members]
+        total = sum(s.weight for s in chosen) if recipe.divisor is None else recipe.divisor
+        weights = np.array([s.weight / total * s.factor for s in chosen], np.float64)
+        models = {recipe.base: 1.0}
+        for source, weight in zip(chosen, weights.tolist(), strict=True):
+            if not source.wire.form.delta:
+                models[source.base] = models.get(source.base, 0.0) - weight
+        plain = recipe.divisor is None and all(
+            s.factor == 1.0 and s.base == recipe.base and not s.wire.form.delta for s in chosen
+        )
+        return _Mix(members, weights, () if plain and chosen else tuple(models.items()))
+
+    # Rows
+
+    def row(self, member: int, chunk: Chunk, out: Array) -> Array:
+        """The update's own values of a chunk, decoded into `out`."""
+        source = self.sources[member]
         try:
-            for chunk in chunks:
-                pending.append(pool.submit(work, chunk))
+            decode(
+                source.wire, source.sent, source.read, chunk.stretch.tensor, chunk.offset, out,
+                self.scratch, self.kernel,
+            )  # fmt: skip
+        except BadUpdate as error:
+            raise Unfit([source.name], error.sentence) from None
+        return out
+
+    def base(self, version: int, chunk: Chunk, what: str = "base") -> Array:
+        out = self.scratch.get(what, _wide(chunk.stretch), chunk.count)
+        code = chunk.stretch.tensor.dtype
+        read_as(code, self.recipe.bases[version], chunk.start, out, self.scratch, self.kernel)
+        return out
+
+    def _rows(self, piece: _Piece) -> Iterator[Array]:
+        """Decoded rows of a piece: each is good until ROWS more have been taken."""
+        wide, n = _wide(piece.chunk.stretch), piece.chunk.count
+        for k in range(piece.begin, piece.stop):
+            out = self.scratch.get(f"row {k % ROWS}", wide, n)
+            yield self.row(piece.mix.members[k], piece.chunk, out)
+
+    # Pieces
+
+    def inline(self, piece: _Piece) -> Array:
+        return self.work(piece, self._rows(piece))
+
+    def ahead(self, pieces: Iterable[_Piece], depth: int) -> Iterator[Array]:
+        """The same, with `depth` reads in flight, also of the pieces that come next."""
+        waiting: deque[tuple[_Piece, deque[Future[Array]]]] = deque()
+        coming = iter(pieces)
+        with ThreadPoolExecutor(depth) as pool:
+
+            def fill() -> None:
+                while sum(len(futures) for _, futures in waiting) < depth:
+                    piece = next(coming, None)
+                    if piece is None:
+                        return
+                    members = piece.mix.members[piece.begin : piece.stop]
+                    rows = piece.chunk.stretch.is_float and self.recipe.method is None
+                    waiting.append((piece, deque()))
+                    for member in members if rows else ():
+                        waiting[-1][1].append(pool.submit(self._fresh, member, piece.chunk))
+
+            def taken(futures: deque[Future[Array]]) -> Iterator[Array]:
+                while futures:
+                    row = futures.popleft().result()
+                    fill()
+                    yield row
+
+            try:
+                fill()
+                while waiting:
+                    piece, futures = waiting[0]
+                    yield self.work(piece, taken(futures))
+                    waiting.popleft()
+                    fill()
+            finally:
+                for _, futures in waiting:
+                    for future in futures:
+                        future.cancel()
+
+    def _fresh(self, member: int, chunk: Chunk) -> Array:
+        return self.row(member, chunk, np.empty(chunk.count, _wide(chunk.stretch)))
+
+    def work(self, piece: _Piece, rows: Iterator[Array]) -> Array:
+        """A piece folded: to the end where it is all of its chunk, else a sum in 64 bits."""
+        chunk, mix = piece.chunk, piece.mix
+        if not chunk.stretch.is_float:
+            return self._copied(chunk, mix)
+        if not mix.members:
+            return self._finished(chunk, mix, self.base(self.recipe.base, chunk).astype(np.float64))
+        if self.recipe.method is not None:
+            shares = mix.weights / mix.weights.sum()
+            made = _checked(self.recipe.method(self.block(chunk, mix.members), shares), chunk.count)
+            return self._finished(chunk, mix, made.astype(np.float64))
+        total = self._sum(piece, rows)
+        if piece.stop - piece.begin < len(mix.members):
+            return total.copy()
+        return self._finished(chunk, mix, self._with_models(chunk, mix, total))
+
+    def whole(self, results: Iterator[Array], shard: Shard, most: int) -> Iterator[memoryview]:
+        """Results of pieces as bytes, those of one chunk added up in their order."""
+        total: Array | None = None
+        for piece, result in zip(self.pieces(shard, most), results, strict=True):
+            n = len(piece.mix.members)
+            if piece.stop - piece.begin == n:
+                yield _bytes(result)
+                continue
+            total = result if total is None else np.add(total, result, out=total)
+            if piece.stop == n:
+                made = self._with_models(piece.chunk, piece.mix, total)
+                yield _bytes(self._finished(piece.chunk, piece.mix, made))
+                total = None
+
+    def _sum(self, piece: _Piece, rows: Iterator[Array]) -> Array:
+        """Sums of GROUP updates in 32 bits (64 where the model has them), the sum of sums in 64."""
+        n, wide = piece.chunk.count, _wide(piece.chunk.stretch)
+        kernel = self.kernel if wide == np.float32 else NUMPY
+        total = self.scratch.get("total", np.float64, n)
+        weights = piece.mix.weights[piece.begin : piece.stop].astype(wide)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is looked for below
+            files = self._files(piece)
+            room = self.scratch.get("rows", np.float32, (ROWS + 1) * n)
+            if not files or not kernel.sum_files(total, room, files, weights, GROUP):
+                part = self.scratch.get("part", wide, n)
+                for start in range(0, len(weights), GROUP):
+                    stop = min(start + GROUP, len(weights))
+                    for k in range(start, stop, ROWS):
+                        pack = [next(rows) for _ in range(k, min(k + ROWS, stop))]
+                        kernel.accumulate(part, pack, weights[k : k + len(pack)], k == start)
+                    kernel.widen(total, part, start == 0)
+        # One test for all: a NaN or infinity in any update makes the sum one, a finite mean cannot.
+        if not kernel.finite(total):
+            if culprits := self._culprits(piece.chunk, piece.mix.members):
+                raise Unfit(culprits, NOT_FINITE)
+            np.nan_to_num(total, copy=False)  # all finite: shares that sum to 1 + ε overflowed the last bit
+        return total
+
+    def _files(self, piece: _Piece) -> list[tuple[int, int]]:
+        """Where the piece lies in the files of its updates, if all are files of fp32 as it is."""
+        tensor, offset, found = piece.chunk.stretch.tensor, 4 * piece.chunk.offset, []
+        for k in piece.mix.members[piece.begin : piece.stop] if tensor.dtype == "F32" else ():
+            source = self.sources[k]
+            if source.file is None or source.wire.form.codec not in ("full", "fp32"):
+                return []
+            handle, begin = source.file
+            found.append((handle, begin + source.wire.place(tensor.name) + offset))
+        return found
+
+    def _with_models(self, chunk: Chunk, mix: _Mix, total: Array) -> Array:
+        for version, coefficient in mix.models:
+            base = self.base(version, chunk)
+            total += np.multiply(base, coefficient, dtype=np.float64)
+        return total
+
+    def _finished(self, chunk: Chunk, mix: _Mix, values: Array) -> Array:
+        """Values as they are written; `values` may be used up."""
+        recipe, code = self.recipe, chunk.stretch.tensor.dtype
+        if recipe.noise is not None and mix.members:
+            values += recipe.noise(chunk)
+        if recipe.after is not None:
+            return recipe.after(chunk, values)
+        return stored(values, code, self.kernel)
+
+    def _copied(self, chunk: Chunk, mix: _Mix) -> Array:
+        """Of the heaviest update, the first of them where several weigh the same; else as it was."""
+        values = np.empty(chunk.count, DTYPES[chunk.stretch.tensor.dtype])
+        if not mix.members:
+            self.recipe.bases[self.recipe.base](chunk.start, _bytes(values))
+            return values
+        source = self.sources[mix.members[int(np.argmax(mix.weights))]]
+        place = source.wire.place(chunk.stretch.tensor.name, source.sent)
+        source.read(place + chunk.offset * values.itemsize, _bytes(values))
+        return values
+
+    def block(self, chunk: Chunk, members: Sequence[int], *, deltas: bool = False) -> Array:
+        """The chunk of every update side by side: [n, elements], finite; models as from the newest base,
+        or differences each to its own."""
+        block = np.empty((len(members), chunk.count), _wide(chunk.stretch))
+        with np.errstate(over="ignore", invalid="ignore"):
+            for row, member in zip(block, members, strict=True):
+                self.row(member, chunk, row)
+                source, newest = self.sources[member], self.recipe.base
+                delta = source.wire.form.delta
+                if not delta and (deltas or source.base != newest):
+                    row -= self.base(source.base, chunk)
+                if not deltas and (delta or source.base != newest):
+                    row += self.base(newest, chunk)
+        if not np.isfinite(block).all():
+            at = np.flatnonzero(~np.isfinite(block).all(axis=1)).tolist()
+            raise Unfit([self.sources[members[k]].name for k in at], NOT_FINITE)
+        return block
+
+    def _culprits(self, chunk: Chunk, members: Sequence[int]) -> list[str]:
+        """Who sent values that are not finite, in this chunk."""
+        values = np.empty(chunk.count, _wide(chunk.stretch))
+        return [self.sources[k].name for k in members if not np.isfinite(self.row(k, chunk, values)).all()]
+
+
+def measured(
+    sources: Sequence[Source], model: Header, measure: Callable[[Array], Array], recipe: Recipe = MEAN,
+    shard: Shard | None = None, *, together: bool = True,
+) -> Array:  # fmt: skip
+    """The sum of `measure` over all floats of the updates, block by block: [n, elements] → its part.
+
+    For measures that add up exactly, of whole cells. `together`: of all updates' values side by side
+    (`robust.distances`); else of each update's difference to its own base, one update after another
+    (`robust.norms_squared`). Raises Unfit.
+    """
+    fold = _Fold(sources, model, recipe, KERNEL)
+    n = len(sources) if together else 1
+    most = max(CELL, BLOCK // (8 * n) // CELL * CELL)
+    total: Array = np.zeros((n, n) if together else len(sources), object)
+    for chunk in chunks(fold.stretches, shard or Shard(0, model.size - model.begin), most):
+        if not chunk.stretch.is_float:
+            continue
+        members = fold.mix(chunk.stretch.carried).members
+        if together:
+            total = total + measure(fold.block(chunk, members))
+        else:
+            for k in members:
+                total[k : k + 1] += measure(fold.block(chunk, [k], deltas=True))
+    return total
+
+
+def stored(values: Floats, code: str, kernel: Kernel = KERNEL) -> Array:
+    """fp64 as floats of that dtype, rounded once; what it cannot hold becomes its largest."""
+    if code != "F32":
+        largest = np.finfo(np.float64).max
+        return narrowed(np.clip(values, -largest, largest), code)
+    out = np.empty(len(values), np.float32)
+    kernel.narrow(out, values, float(np.finfo(np.float32).max))
+    return out
+
+
+def _in_order(work: Callable[[_Piece], Array], pieces: Iterable[_Piece], threads: int) -> Iterator[Array]:
+    """Results in the order of the pieces, a few of them at work at once and no more waiting."""
+    with ThreadPoolExecutor(threads) as pool:
+        pending: deque[Future[Array]] = deque()
+        try:
+            for piece in pieces:
+                pending.append(pool.submit(work, piece))
                 if len(pending) > 2 * threads:
                     yield pending.popleft().result()
             while pending:
@@ -130,136 +417,22 @@ def _in_order(
                 future.cancel()
 
 
-def _chunks(sources: Sequence[Source], model: Header, most: int) -> Iterator[_Chunk]:
-    """The model's tensors as pieces of at most `most` elements."""
-    floats = 0
-    for segment, places in _alike(sources, model):
-        dtype = DTYPES[segment.dtype]
-        elements = (segment.stop - segment.start) // dtype.itemsize
-        for first in range(0, elements, most):
-            at = first * dtype.itemsize
-            here = tuple(place + at for place in places)
-            yield _Chunk(dtype, here, min(most, elements - first), segment.start + at, floats + first)
-        floats += elements if dtype.kind == "f" else 0
+def _wide(stretch: Stretch) -> Any:
+    """What a stretch of floats is computed in."""
+    return np.float64 if stretch.tensor.dtype == "F64" else np.float32
 
 
-def _alike(sources: Sequence[Source], model: Header) -> Iterator[tuple[Segment, list[int]]]:
-    """Ranges of the model, each with where the same range lies in every source.
-
-    Where all files order their tensors alike, a range is a run of tensors of one dtype; else, a tensor.
-    """
-    order = [t.name for t in model.tensors]
-    if all([t.name for t in source.header.tensors] == order for source in sources):
-        begin = model.tensors[0].start if model.tensors else 0
-        begins = [s.header.tensors[0].start if s.header.tensors else 0 for s in sources]
-        for segment in segments(model):
-            yield segment, [b + segment.start - begin for b in begins]
-        return
-    starts = [{t.name: t.start for t in source.header.tensors} for source in sources]
-    for tensor in model.tensors:
-        if tensor.stop > tensor.start:
-            yield Segment(tensor.dtype, tensor.start, tensor.stop), [s[tensor.name] for s in starts]
-
-
-class _Scratch(local):
-    """Buffers of one thread, used again for each chunk: fresh memory costs more than what is done in it."""
-
-    def __init__(self) -> None:
-        self._buffers: dict[tuple[str, Any], Array] = {}
-
-    def get(self, what: str, dtype: Any, count: int) -> Array:
-        """`count` elements that start where a cache line does: reads into them run twice as fast."""
-        key = (what, dtype)
-        if key not in self._buffers:
-            self._buffers[key] = _aligned(dtype, CHUNK)
-        return self._buffers[key][:count]
-
-
-def _aligned(dtype: Any, count: int) -> Array:
-    size = np.dtype(dtype).itemsize * count
-    raw = np.empty(size + ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT
-    return raw[start : start + size].view(dtype)
-
-
-def _mean(chunk: _Chunk, sources: Sequence[Source], shares: NDArray[np.float64], scratch: _Scratch) -> Array:
-    """The weighted mean (FedAvg; McMahan et al., "Communication-Efficient Learning of Deep Networks from
-    Decentralized Data", 2017). Sums of GROUP updates in fp32 (fp64 for fp64), the sum of sums in 64 bits."""
-    n, wide = chunk.count, np.result_type(chunk.dtype, np.float32)
-    values, product = scratch.get("values", chunk.dtype, n), scratch.get("product", wide, n)
-    part, total = scratch.get("part", wide, n), scratch.get("total", np.float64, n)
-    total[:] = 0.0
-    weights = shares.astype(wide)
-    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is looked for below
-        for start in range(0, len(sources), GROUP):
-            for k in range(start, min(start + GROUP, len(sources))):
-                sources[k].read(chunk.places[k], _bytes(values))
-                if k == start:
-                    np.multiply(values, weights[k], out=part)
-                else:
-                    np.multiply(values, weights[k], out=product)
-                    np.add(part, product, out=part)
-            np.add(total, part, out=total)
-        # One test for all: a NaN or infinity in any update makes the sum one, a finite mean cannot.
-        if not np.isfinite(total).all():
-            if culprits := _culprits(chunk, sources, values):
-                raise Unfit(culprits, NOT_FINITE)
-            np.nan_to_num(total, copy=False)  # all finite: shares that sum to 1 + ε overflowed the last bit
-        limit = np.finfo(chunk.dtype).max
-        return np.clip(total, -limit, limit, out=total).astype(chunk.dtype)
-
-
-def measured(sources: Sequence[Source], model: Header, measure: Callable[[Array], Array]) -> Array:
-    """The sum of `measure` over all floats of the updates, block by block: [n, elements] → its part.
-
-    For measures that add up exactly, of blocks of whole cells (`robust.distances`). Raises Unfit.
-    """
-    most = max(CELL, BLOCK // (8 * len(sources)) // CELL * CELL)
-    parts = [
-        measure(_block(chunk, sources)) for chunk in _chunks(sources, model, most) if chunk.dtype.kind == "f"
-    ]
-    return np.asarray(sum(parts[1:], start=parts[0])) if parts else np.zeros((len(sources),) * 2, object)
-
-
-def _by_block(
-    chunk: _Chunk, sources: Sequence[Source], shares: NDArray[np.float64], method: ChunkFold
-) -> Array:
-    n = chunk.count
-    out = np.asarray(method(_block(chunk, sources), shares))
-    if out.shape != (n,) or not np.isfinite(out).all():
+def _checked(made: Any, count: int) -> Array:
+    out = np.asarray(made)
+    if out.shape != (count,) or not np.isfinite(out).all():
         raise BadConfig(
             f"the fold function returned {out.dtype}{list(out.shape)}"
-            f"{'' if out.shape != (n,) else ' with values that are not finite'}, expected finite [{n}]"
+            f"{'' if out.shape != (count,) else ' with values that are not finite'}, "
+            f"expected finite [{count}]"
         )
-    return np.ascontiguousarray(out, chunk.dtype)
-
-
-def _block(chunk: _Chunk, sources: Sequence[Source]) -> Array:
-    """The chunk of every update side by side: [n, elements], finite."""
-    block = np.empty((len(sources), chunk.count), chunk.dtype)
-    for row, source, place in zip(block, sources, chunk.places, strict=True):
-        source.read(place, _bytes(row))
-    if not np.isfinite(block).all():
-        raise Unfit(_culprits(chunk, sources, np.empty(chunk.count, chunk.dtype)), NOT_FINITE)
-    return block
-
-
-def _copied(chunk: _Chunk, source: Source, place: int) -> Array:
-    values = np.empty(chunk.count, chunk.dtype)
-    source.read(place, _bytes(values))
-    return values
-
-
-def _culprits(chunk: _Chunk, sources: Sequence[Source], values: Array) -> list[str]:
-    """Who sent values that are not finite, in this chunk."""
-    guilty = []
-    for source, place in zip(sources, chunk.places, strict=True):
-        source.read(place, _bytes(values))
-        if not np.isfinite(values).all():
-            guilty.append(source.name)
-    return guilty
+    return out
 
 
 def _bytes(array: Array) -> memoryview:
     """The array's own memory, as bytes."""
-    return array.data.cast("B")
+    return (array.view(np.uint16) if array.dtype.fields else array).data.cast("B")

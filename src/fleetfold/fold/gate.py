@@ -1,6 +1,6 @@
 """What an update must be before it counts, told from its first bytes and its size alone.
 
-    known device, round and kind · layout equal to the model's · size exact · header within bounds
+    known device, round and kind · the one layout that its form has · size exact · header within bounds
 
 An update's identity comes from where it was written; its header must agree. Whether its values are
 finite is seen later, in the fold's own pass. Work and memory are bounded by the model's own header.
@@ -12,11 +12,14 @@ import msgspec
 from msgspec import Struct
 
 from fleetfold.errors import BadUpdate
-from fleetfold.fold.tensors import METADATA_LIMIT, PREFIX, Header, header_length, parse_header
+from fleetfold.fold.tensors import METADATA_LIMIT, PREFIX, Header, elements_of, header_length, parse_header
+from fleetfold.fold.wire import Layout, Wire, carried
 from fleetfold.messages import PROTOCOL, Kind, UpdateHeader
 
 METRICS_LIMIT = 64
 """Metrics that an update may report, and characters in the name of one."""
+OWN = 1 << 12
+"""Bytes that a codec's own tensors may take in a model of few values; they are small beside many."""
 EXAMPLES_LIMIT = 1 << 40
 """More examples than any device has: above it, a weight is an attack."""
 
@@ -29,34 +32,57 @@ class Expected(Struct, frozen=True, kw_only=True):
     kind: Kind
     device: str
     model: Header | None  # None: no tensors, an evaluation
+    carried: str = ""  # tensors that the run's updates carry: a mask (messages.Form)
+    partial: bool = False  # whether fewer will do
+
+
+class Admitted(Struct, frozen=True):
+    """What the gate says of an update, and where its tensors begin."""
+
+    header: UpdateHeader
+    begin: int
 
 
 _HEADER = msgspec.json.Decoder(UpdateHeader)
 
 
-def admit(read: Callable[[int, int], bytes], size: int, expected: Expected) -> tuple[UpdateHeader, Header]:
+def admit(read: Callable[[int, int], bytes], size: int, expected: Expected) -> Admitted:
     """The update's header, if the update may count. Raises BadUpdate with the reason.
 
     read: (offset, length) → those bytes of the update file, of `size` bytes.
     """
     model = expected.model
-    room = sum(len(t.name) + 200 for t in model.tensors) * 4 if model else 0
+    tensors = model.tensors if model else ()
+    room = sum(len(t.name) + 200 for t in tensors) * 4 if model else 0
     begin = header_length(read(0, min(size, PREFIX)), size, room + METADATA_LIMIT)
-    body = sum(t.stop - t.start for t in model.tensors) if model else 0
-    if size - begin != body:
-        word = "cut off" if size - begin < body else "too long"
-        raise BadUpdate(f"{word}: {size - begin} bytes of tensors, the model has {body}")
+    most = sum(max(t.stop - t.start, 6 * elements_of(t.shape)) for t in tensors) + OWN
+    if size - begin > most:
+        raise BadUpdate(f"too long: {size - begin} bytes of tensors, at most {most} are those of an update")
     header = parse_header(read(0, begin), size)
-    _same_layout(header, model)
     try:
         update = _HEADER.decode(header.metadata)
     except (msgspec.MsgspecError, RecursionError) as error:
         raise BadUpdate(f"header names no update: {str(error)[:200]}") from None
     _same_identity(update, expected)
+    if model is None:
+        _same_layout(header.layout, {})
+    else:
+        _carries_what_it_may(model, update.form.carried, expected)
+        wire = Wire(model, update.form)
+        _same_layout(header.layout, wire.layout(wire.sent(size - begin)))
     if not 0 < update.examples <= EXAMPLES_LIMIT:
         raise BadUpdate(f"{update.examples} examples")
     _small(update)
-    return update, header
+    return Admitted(update, begin)
+
+
+def _carries_what_it_may(model: Header, mask: str, expected: Expected) -> None:
+    """All that the run's updates carry, or, where `partial` will do, some of it."""
+    theirs, ours = ({t.name for t in carried(model, m)} for m in (mask, expected.carried))
+    for name in sorted(theirs - ours):
+        raise BadUpdate(f"tensor {name[:80]!r} is not for devices to send")
+    for name in sorted(ours - theirs) if not expected.partial else ():
+        raise BadUpdate(f"tensor {name[:80]!r} is missing")
 
 
 def _small(update: UpdateHeader) -> None:
@@ -69,10 +95,7 @@ def _small(update: UpdateHeader) -> None:
             raise BadUpdate(f"the name of metric {long[0][:40]!r}… has {len(long[0])} characters")
 
 
-def _same_layout(header: Header, model: Header | None) -> None:
-    theirs, ours = header.layout, model.layout if model else {}
-    if theirs == ours:
-        return
+def _same_layout(theirs: Layout, ours: Layout) -> None:
     for name in sorted(ours.keys() - theirs.keys()):
         raise BadUpdate(f"tensor {name[:80]!r} is missing")
     for name in sorted(theirs.keys() - ours.keys()):
@@ -83,6 +106,9 @@ def _same_layout(header: Header, model: Header | None) -> None:
             raise BadUpdate(
                 f"tensor {name[:80]!r} is {dtype}{list(shape)[:8]}, in the model {want}{list(size)[:8]}"
             )
+    for name, expected in zip(theirs, ours, strict=True):
+        if name != expected:
+            raise BadUpdate(f"tensor {name[:80]!r} lies where {expected[:80]!r} is expected")
 
 
 def _same_identity(update: UpdateHeader, expected: Expected) -> None:

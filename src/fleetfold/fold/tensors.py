@@ -6,7 +6,7 @@ The header's `__metadata__` holds one text, `fleetfold`: JSON of ours. Format: s
 own reader reads what is written here. A file from a device is hostile until `parse_header` has seen it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -19,18 +19,24 @@ from fleetfold.errors import BadUpdate
 Tensors = dict[str, NDArray[Any]]
 """Named arrays, in the model's order."""
 
+BF16 = np.dtype([("bfloat16", "<u2")])
+"""numpy has no bfloat16: its 16 bits under a name, so that nobody takes them for integers."""
 DTYPES: Mapping[str, np.dtype[Any]] = {
-    "F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"),
+    "F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": BF16,
     "I64": np.dtype("<i8"), "I32": np.dtype("<i4"), "I16": np.dtype("<i2"), "I8": np.dtype("i1"),
     "U64": np.dtype("<u8"), "U32": np.dtype("<u4"), "U16": np.dtype("<u2"), "U8": np.dtype("u1"),
     "BOOL": np.dtype("bool"),
 }  # fmt: skip
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
+FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+"""What is folded; the other dtypes are counters, masks and the like."""
 
 PREFIX = 8
 """Bytes before the header: its length, little-endian."""
 METADATA_LIMIT = 1 << 20
 """Bytes that the metadata of one file may take."""
+DIMENSIONS = 64
+"""A tensor may have, as in numpy: the product of a million takes minutes."""
 ALIGNMENT = 64
 """The tensors of files written here start at a multiple of this, a cache line."""
 
@@ -46,10 +52,12 @@ class Tensor(Struct, frozen=True):
 
 
 class Header(Struct, frozen=True):
-    """A file's table of tensors, in the order in which they lie, its length, and our metadata (JSON)."""
+    """A file's table of tensors, in the order in which they lie from byte `begin` on, its length, and our
+    metadata (JSON)."""
 
     tensors: tuple[Tensor, ...]
     size: int
+    begin: int
     metadata: bytes = b""
 
     @property
@@ -63,7 +71,7 @@ def write_header(layout: Mapping[str, tuple[str, tuple[int, ...]]], metadata: by
     table: dict[str, Any] = {"__metadata__": {"fleetfold": metadata.decode()}}
     position = 0
     for name, (dtype, shape) in layout.items():
-        end = position + _bytes(dtype, shape)
+        end = position + bytes_of(dtype, shape)
         table[name] = {"dtype": dtype, "shape": shape, "data_offsets": (position, end)}
         position = end
     text = msgspec.json.encode(table)
@@ -75,18 +83,28 @@ def layout_of(tensors: Tensors) -> dict[str, tuple[str, tuple[int, ...]]]:
     """Name → (dtype, shape). Raises BadUpdate for a dtype that the format here does not have."""
     layout = {}
     for name, array in tensors.items():
-        code = _CODES.get(array.dtype.newbyteorder("<"))
+        code = code_of(array)
         if code is None or name == "__metadata__":
             raise BadUpdate(f"tensor {name!r}: dtype {array.dtype} cannot be stored; use one of {_known()}")
         layout[name] = (code, tuple(array.shape))
     return layout
 
 
+def code_of(array: NDArray[Any]) -> str | None:
+    """The format's name for the array's dtype, None if it has none; ml_dtypes' bfloat16 is known by name."""
+    return "BF16" if array.dtype.name == "bfloat16" else _CODES.get(array.dtype.newbyteorder("<"))
+
+
 def write(tensors: Tensors, metadata: bytes = b"{}") -> bytes:
     """A whole file in memory."""
     parts = [write_header(layout_of(tensors), metadata)]
-    parts += [np.ascontiguousarray(a, a.dtype.newbyteorder("<")).tobytes() for a in tensors.values()]
+    parts += [np.ascontiguousarray(_little(array)).tobytes() for array in tensors.values()]
     return b"".join(parts)
+
+
+def _little(array: NDArray[Any]) -> NDArray[Any]:
+    dtype = array.dtype.newbyteorder("<")
+    return array if dtype == array.dtype else array.astype(dtype)
 
 
 def header_length(prefix: bytes, size: int, limit: int) -> int:
@@ -136,7 +154,9 @@ def parse_header(head: bytes, size: int) -> Header:
     for tensor in tensors:
         if tensor.dtype not in DTYPES:
             raise BadUpdate(f"tensor {tensor.name[:80]!r}: unknown dtype {tensor.dtype[:20]!r}")
-        if any(n < 0 for n in tensor.shape) or tensor.stop - tensor.start != _bytes(
+        if len(tensor.shape) > DIMENSIONS:
+            raise BadUpdate(f"tensor {tensor.name[:80]!r}: {len(tensor.shape)} dimensions")
+        if any(n < 0 for n in tensor.shape) or tensor.stop - tensor.start != bytes_of(
             tensor.dtype, tensor.shape
         ):
             raise BadUpdate(f"tensor {tensor.name[:80]!r}: its bytes are not those of its shape")
@@ -145,56 +165,41 @@ def parse_header(head: bytes, size: int) -> Header:
         position = tensor.stop
     if position != size:
         raise BadUpdate(f"{'cut off' if position > size else 'too long'}: {size} bytes, expected {position}")
-    return Header(tuple(tensors), size, metadata.encode())
+    return Header(tuple(tensors), size, begin, metadata.encode())
 
 
 def views(data: bytes | memoryview, header: Header) -> Tensors:
     """The tensors of a whole file, read-only and without copies."""
     return {
-        t.name: np.frombuffer(data, DTYPES[t.dtype], _elements(t.shape), t.start).reshape(t.shape)
+        t.name: np.frombuffer(data, DTYPES[t.dtype], elements_of(t.shape), t.start).reshape(t.shape)
         for t in header.tensors
     }
 
 
 def read(data: bytes | memoryview, limit: int = 1 << 26) -> tuple[Tensors, bytes]:
     """Tensors (views) and metadata of a whole file. Raises BadUpdate."""
-    begin = header_length(bytes(data[:PREFIX]), len(data), limit)
-    header = parse_header(bytes(data[:begin]), len(data))
+    header = header_in(data, limit)
     return views(data, header), header.metadata
 
 
-class Segment(Struct, frozen=True):
-    """Neighbouring tensors of one dtype: elements that are folded alike, wherever one tensor ends."""
-
-    dtype: str
-    start: int
-    stop: int
+def header_in(data: bytes | memoryview, limit: int = 1 << 26) -> Header:
+    """The header of a whole file. Raises BadUpdate."""
+    begin = header_length(bytes(data[:PREFIX]), len(data), limit)
+    return parse_header(bytes(data[:begin]), len(data))
 
 
-def segments(header: Header) -> Iterator[Segment]:
-    """The file's tensors as few ranges of one dtype each, in order; empty tensors take no room."""
-    current: Segment | None = None
-    for tensor in header.tensors:
-        if current is not None and tensor.dtype == current.dtype:
-            current = Segment(current.dtype, current.start, tensor.stop)
-        else:
-            if current is not None and current.stop > current.start:
-                yield current
-            current = Segment(tensor.dtype, tensor.start, tensor.stop)
-    if current is not None and current.stop > current.start:
-        yield current
-
-
-def _elements(shape: tuple[int, ...]) -> int:
+def elements_of(shape: tuple[int, ...]) -> int:
+    """How many there are; a scalar is one."""
     product = 1
     for n in shape:
         product *= n
     return product
 
 
-def _bytes(dtype: str, shape: tuple[int, ...]) -> int:
-    return _elements(shape) * DTYPES[dtype].itemsize
+def bytes_of(dtype: str, shape: tuple[int, ...]) -> int:
+    """Bytes that such a tensor takes."""
+    return elements_of(shape) * DTYPES[dtype].itemsize
 
 
 def _known() -> str:
-    return ", ".join(str(d.name) for d in DTYPES.values())
+    return ", ".join("bfloat16" if d == BF16 else str(d.name) for d in DTYPES.values())
