@@ -5,9 +5,10 @@ from cyclopts import App
 from bench.attack import attack
 from bench.fold import fold
 from bench.overhead import overhead
+from bench.proximal import proximal
 from bench.selection import select
 
-BENCHMARKS = (overhead, fold, select, attack)
+BENCHMARKS = (overhead, fold, select, attack, proximal)
 
 app = App(
     name="python -m bench",

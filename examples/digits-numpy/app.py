@@ -10,6 +10,7 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from fleetfold import Device, Evaluated, Trained, Work
+from fleetfold.agent.proximal import strength
 from fleetfold.datasets import dirichlet
 
 PIXELS, HIDDEN, CLASSES = 64, 64, 10
@@ -56,6 +57,9 @@ def score(model: dict[str, np.ndarray], x: np.ndarray, y: np.ndarray) -> dict[st
 
 
 class Mlp:
+    def check(self, settings: dict[str, object]) -> None:
+        strength(settings)  # what is wrong with `proximal` is said before anything is trained
+
     def init(self, seed: int) -> dict[str, np.ndarray]:
         chance = np.random.default_rng(seed)
         return {
@@ -69,11 +73,14 @@ class Mlp:
         x, y = data(work.device)
         rate, epochs = work.settings.get("learning_rate", 0.1), work.settings.get("epochs", 5)
         chance = np.random.default_rng(work.seed)
+        pull, given = work.proximal, model
         model = {name: array.copy() for name, array in model.items()}
         speed = {name: np.zeros_like(array) for name, array in model.items()}
         for _ in range(epochs):
             for batch in np.array_split(chance.permutation(len(y)), -(-len(y) // 32)):
                 for name, slope in gradient(model, x[batch], y[batch]).items():
+                    if pull:  # FedProx: the gradient of pull / 2 · ‖model − given‖²
+                        slope += pull * (model[name] - given[name])
                     speed[name] = 0.9 * speed[name] + slope
                     model[name] -= rate * speed[name]
         return Trained(tensors=model, examples=len(y), metrics=score(model, x, y))

@@ -38,3 +38,14 @@ def test_overhead_prints_a_row_for_each_durability(small: "subprocess.CompletedP
 def test_overhead_says_on_which_machine_and_how_durably(small: "subprocess.CompletedProcess[str]") -> None:
     assert f"{os.cpu_count()} cores" in small.stderr
     assert f'"{default("durability")}"' in small.stderr
+
+
+@pytest.mark.needs_torch
+def test_proximal_prints_a_row_for_each_strength_and_the_stronger_goes_less_far() -> None:
+    done = bench("proximal", "--json", "--rounds", "1", "--seeds", "1", "--epochs", "2")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["proximal"] for row in rows] == [0.0, 0.01, 0.1, 1.0]
+    lengths = [row["delta"] for row in rows]
+    assert lengths == sorted(lengths, reverse=True)
+    assert all(0 < row["accuracy"] <= 1 for row in rows)

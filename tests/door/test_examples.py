@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,43 @@ def test_digits_in_numpy_learns_to_read_and_its_seed_decides_every_byte(home: Pa
 @needs_torch
 def test_digits_in_torch_learns_to_read() -> None:
     assert rounds("digits", "--workers", "1")[-1]["accuracy"] > 0.8
+
+
+def changed(example: str, **app: object) -> str:
+    """A copy of the example in the current folder, with other settings of its own."""
+    shutil.copytree(EXAMPLES / example, example)
+    settings = "\n".join(f"{name} = {value}" for name, value in app.items())
+    Path(example, "fleetfold.toml").write_text(f"[app]\n{settings}\n")
+    return str(Path(example).absolute())
+
+
+def test_digits_in_numpy_stays_nearer_to_its_first_model_with_a_large_proximal(home: Path) -> None:
+    def went(run: str) -> float:
+        first, last = (
+            load_file(home / f"runs/{run}/models/00000{version}.safetensors") for version in (0, 1)
+        )
+        return sum(float(np.square(last[name] - first[name]).sum()) for name in first)
+
+    rounds("digits-numpy", "--workers", "1", rounds=1)
+    rounds(changed("digits-numpy", proximal=5.0), "--workers", "1", rounds=1)
+    assert went("digits-numpy-2") < went("digits-numpy-1") / 4
+
+
+@pytest.mark.parametrize(
+    ("example", "value"),
+    [
+        ("digits-numpy", "-0.5"),
+        ("digits-numpy", "'strong'"),
+        pytest.param("digits", "-0.5", marks=needs_torch),
+    ],
+)
+def test_a_proximal_that_is_no_strength_is_one_sentence_before_any_training(
+    example: str, value: str, home: Path
+) -> None:
+    ended = run(changed(example, proximal=value))
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr.splitlines()[0] == f"error: proximal = {value} is not a number from 0 up"
+    assert not home.exists()
 
 
 @needs_torch

@@ -92,7 +92,7 @@ def import_paths(app: App) -> None:
 
 
 def can(trainer: Trainer, what: str) -> bool:
-    """Whether the trainer can "evaluate" or "test"."""
+    """Whether the trainer can "evaluate", "test" or "check"."""
     return callable(getattr(trainer, what, None)) and bool(getattr(trainer, f"{what}s", True))
 
 
@@ -105,6 +105,13 @@ def users_code(app: App, what: str) -> Iterator[None]:
         raise
     except Exception as error:
         raise BadConfig(f"{app.place}: {what}: {blame(error, app.root)}") from error
+
+
+def check(app: App, trainer: Trainer, settings: Mapping[str, Any]) -> None:
+    """Let the trainer judge the app's own settings, if it can. Raises BadConfig."""
+    if can(trainer, "check"):
+        with users_code(app, "check()"):
+            trainer.check(settings)  # type: ignore[attr-defined]
 
 
 def tester(app: App, trainer: Trainer) -> Callable[[bytes], Metrics] | None:

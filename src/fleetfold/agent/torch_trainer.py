@@ -5,9 +5,9 @@
     fit(model, data, work)      trains the module in place; returns examples, or a dict of metrics
     evaluate(model, data)       → a dict of metrics      (optional; `test()` gives it a central test set)
 
-Parameters and floating-point buffers (batch norm's running mean) are averaged; integer ones (its
-counter) are taken from the heaviest update. A GPU is used where there is one: the module is moved there,
-and data that are tensors, tuples of tensors or a TensorDataset; what else data() returns, fit moves.
+Parameters and floating-point buffers (batch norm's running mean) are averaged; integer ones are taken from
+the heaviest update. With a GPU the module is moved there, and data that are tensors, tuples of them or a
+TensorDataset; what else data() returns, fit moves. App setting `proximal`: see agent/proximal.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fleetfold.agent.proximal import proximal, strength
 from fleetfold.agent.trainer import Device, Evaluated, Trained, Work
 from fleetfold.errors import BadConfig
 from fleetfold.fold.tensors import Tensors
@@ -51,6 +52,9 @@ class TorchTrainer:
     def tests(self) -> bool:
         return self._score is not None and self._test_set is not None
 
+    def check(self, settings: Mapping[str, Any]) -> None:
+        strength(settings)
+
     def init(self, seed: int) -> Tensors:
         import torch
 
@@ -64,7 +68,8 @@ class TorchTrainer:
         module, data = self._given(model), self._data_of(work.device)
         module.train()
         torch.manual_seed(work.seed)
-        result = self._fit(module, data, work)
+        with proximal(module, work.proximal):
+            result = self._fit(module, data, work)
         metrics = dict(result) if isinstance(result, Mapping) else {}
         count = result if isinstance(result, int) else metrics.pop("examples", None)
         examples = int(count) if count is not None else _length(data)

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from msgspec import Struct
 
+from fleetfold.agent.proximal import strength
 from fleetfold.fold.tensors import Tensors
 
 
@@ -31,6 +32,11 @@ class Work(Struct, frozen=True, kw_only=True):
     seed: int
     settings: Mapping[str, Any] = {}  # [app] of fleetfold.toml: epochs, learning rate …
 
+    @property
+    def proximal(self) -> float:
+        """The app setting of that name, mu of FedProx's proximal term; 0 is off. Raises BadConfig."""
+        return strength(self.settings)
+
 
 class Trained(Struct, frozen=True, kw_only=True):
     """What training returns. `examples`: how many it saw, its weight in the mean. `metrics`: numbers,
@@ -50,7 +56,7 @@ class Evaluated(Struct, frozen=True, kw_only=True):
 
 
 class Trainer(Protocol):
-    """The user's code. `init` and `train` are needed; `Evaluator` and `Tester` say what else there is."""
+    """The user's code. `init` and `train` are needed; `Evaluator`, `Tester`, `Checker` say what else is."""
 
     def init(self, seed: int) -> Tensors:
         """The first global model."""
@@ -71,3 +77,10 @@ class Tester(Protocol):
 
     def test(self, model: Tensors) -> Mapping[str, float]:
         """Score `model` centrally."""
+
+
+class Checker(Protocol):
+    """A trainer that knows what the app's settings must be."""
+
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """Raise BadConfig for settings that cannot be used: asked before anything is trained."""

@@ -8,7 +8,7 @@ from cyclopts import Parameter
 from rich.console import Console
 from rich.progress import Progress
 
-from fleetfold.agent.app import App, find_app, import_paths, load_trainer
+from fleetfold.agent.app import App, check, find_app, import_paths, load_trainer
 from fleetfold.agent.trainer import Trainer
 from fleetfold.cli.board import plain_table, terminal
 from fleetfold.cli.settings import Flags, settings_of
@@ -58,6 +58,7 @@ def sim(
     for value in values:
         settings, _ = settings_of(found, Flags(**{**vars(flags), **({name: value} if name else {})}))
         settings = msgspec.structs.replace(settings, devices=len(fleet.members()))
+        check(found, trainer, settings.app)
         result = _watched(fleet, found, trainer, settings)
         figures = _figures(result)
         policy = f"{name} = {value}" if name else f"select = {settings.select}"

@@ -14,7 +14,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from fleetfold import layout, wiring
-from fleetfold.agent.app import App, import_paths, load_trainer, tester, users_code
+from fleetfold.agent.app import App, check, import_paths, load_trainer, tester, users_code
 from fleetfold.agent.trainer import Trainer
 from fleetfold.coordinator.opening import open_run
 from fleetfold.coordinator.policy import policies
@@ -116,7 +116,9 @@ def _loaded(app: App, settings: Settings) -> Trainer:
     import_paths(app)
     policies(settings)
     simulated(settings)
-    return load_trainer(app)
+    trainer = load_trainer(app)
+    check(app, trainer, settings.app)
+    return trainer
 
 
 def _first_model(app: App, trainer: Trainer, settings: Settings) -> bytes:
