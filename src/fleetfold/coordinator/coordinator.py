@@ -14,12 +14,13 @@ import msgspec
 from msgspec.structs import replace
 
 from fleetfold import layout
-from fleetfold.coordinator.folding import fold_round, header_of, summary
+from fleetfold.coordinator.folding import fold_round, summary
 from fleetfold.coordinator.intake import Intake, quarantine
 from fleetfold.coordinator.late import backlog, claim, retire
 from fleetfold.coordinator.opening import next_round
 from fleetfold.coordinator.policy import Policies, draw, form
 from fleetfold.coordinator.registry import Stopwatch, by_own_clock, teach
+from fleetfold.coordinator.sources import header_of
 from fleetfold.errors import Unavailable
 from fleetfold.fold.fold import Unfit
 from fleetfold.fold.wire import Wire
