@@ -3,12 +3,13 @@
 from cyclopts import App
 
 from bench.attack import attack
+from bench.codecs import codecs
 from bench.fold import fold
 from bench.overhead import overhead
 from bench.proximal import proximal
 from bench.selection import select
 
-BENCHMARKS = (overhead, fold, select, attack, proximal)
+BENCHMARKS = (overhead, fold, select, attack, codecs, proximal)
 
 app = App(
     name="python -m bench",

@@ -13,7 +13,7 @@ from fleetfold.fold.codecs import encode
 from fleetfold.fold.floats import narrowed, widened
 from fleetfold.fold.fold import MEAN, ChunkFold, Recipe, Source, Unfit, fold_shard, measured
 from fleetfold.fold.kernel import NUMPY
-from fleetfold.fold.plan import Shard, Site, plan
+from fleetfold.fold.plan import Shard, Site, plan_fold
 from fleetfold.fold.robust import distances, median, norms_squared
 from fleetfold.fold.tensors import (
     FLOATS,
@@ -168,7 +168,7 @@ def test_any_layout_codec_base_and_subset_is_folded_as_in_64_bits_and_no_plan_ch
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("fleetfold.fold.plan.PAGE", cut)
             site = Site(name="here", bandwidth=1.0, folders=5, part=1)
-            return list(plan(model, len(sources), 1, site).shards)
+            return list(plan_fold(model, len(sources), 1, site).shards)
 
     shards = cuts()
     assert [s.start for s in shards[1:]] == [s.stop for s in shards[:-1]]
@@ -263,7 +263,7 @@ def test_measures_are_the_same_over_any_shards_for_models_and_for_differences() 
     updates = [{**model, "w": model["w"] + chance.normal(size=200_000).astype(np.float32)} for _ in range(4)]
     recipe = Recipe(bases={0: reading(write(model))})
     plain = [source(str(k), u, model=model) for k, u in enumerate(updates)]
-    shards = plan(header(model), 4, 1, Site(name="here", bandwidth=1.0, folders=3, part=1)).shards
+    shards = plan_fold(header(model), 4, 1, Site(name="here", bandwidth=1.0, folders=3, part=1)).shards
     assert len(shards) > 1
     for measure, together in ((distances, True), (norms_squared, False)):
         whole = measured(plain, header(model), measure, recipe, together=together)

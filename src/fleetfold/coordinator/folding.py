@@ -20,7 +20,7 @@ from fleetfold.coordinator.policy import method, optimizer
 from fleetfold.coordinator.sources import opened
 from fleetfold.coordinator.stepping import Stepping
 from fleetfold.fold.fold import ChunkFold, Recipe, Source, Unfit, fold_shard, measured
-from fleetfold.fold.plan import LAPTOP, plan
+from fleetfold.fold.plan import LAPTOP, plan_fold
 from fleetfold.fold.privacy import factors
 from fleetfold.fold.robust import distances, norms_squared, rounded
 from fleetfold.fold.tensors import Header, write_header
@@ -76,7 +76,7 @@ def fold_round(
 
 
 def _passes(sources: Sequence[Source], model: Header, recipe: Recipe) -> Iterator[memoryview]:
-    how = plan(model, len(sources), 0, LAPTOP)
+    how = plan_fold(model, len(sources), 0, LAPTOP)
     for shard in how.shards:
         yield from fold_shard(
             sources, model, shard, recipe, threads=how.threads, depth=how.depth, chunk=how.chunk
