@@ -44,7 +44,7 @@ def decode(
     if codec == "int8":
         stored = scratch.get("stored", np.int8, n)
         scales = scratch.get("scales", np.float32, -(-(at + n) // BLOCK) - at // BLOCK)
-        read(at, _bytes(stored))  # floats lie first
+        read(wire.place(VALUES) + at, _bytes(stored))
         read(wire.place(SCALES) + at // BLOCK * 4, _bytes(scales))
         kernel.int8(values, stored, scales, at % BLOCK, BLOCK)
     else:
@@ -133,7 +133,7 @@ def encode(
         stored = _largest(stream, sent, seen)
     elif form.codec == "int8":
         values, scales = quantize(stream, chance)
-        stored = _cut(wire, values) | {SCALES: scales}
+        stored = {VALUES: values, SCALES: scales}
         KERNEL.int8(seen, values[: len(seen)], scales, 0, BLOCK)
     else:
         stored = {}

@@ -36,6 +36,8 @@ class Wire:
         if form.codec not in CODECS:
             raise BadUpdate(f"codec {form.codec[:20]!r} is not one of {', '.join(CODECS)}")
         self.form, self.carried = form, carried(model, form.carried)
+        if own := [t.name for t in self.carried if t.name.startswith("fleetfold.")]:
+            raise BadUpdate(f"tensor {own[0][:80]!r}: names that begin with fleetfold. are the codecs' own")
         self.floats = [t for t in self.carried if t.dtype in FLOATS]
         self.rest = [t for t in self.carried if t.dtype not in FLOATS]
         self.first: dict[str, int] = {}  # tensor → its first element in the stream of floats
@@ -52,24 +54,20 @@ class Wire:
 
     def layout(self, sent: int = 0) -> Layout:
         """Name → (dtype, shape), in the order of the file. `sent`: how many values, of top-k."""
-        codec = self.form.codec
-        if codec == "topk":
-            pages = -(-self.elements // PAGE)
-            layout: Layout = {
-                STARTS: ("I64", (pages + 1,)),
-                VALUES: ("F32", (sent,)),
-                INDICES: ("U16", (sent,)),
-            }
-        else:
-            layout = {t.name: (self.stored(t.dtype), t.shape) for t in self.floats}
-            if codec == "int8":
-                layout[SCALES] = ("F32", (-(-self.elements // BLOCK),))
+        match self.form.codec:
+            case "topk":
+                pages = -(-self.elements // PAGE)
+                layout: Layout = {
+                    STARTS: ("I64", (pages + 1,)), VALUES: ("F32", (sent,)), INDICES: ("U16", (sent,))
+                }  # fmt: skip
+            case "int8":
+                layout = {VALUES: ("I8", (self.elements,)), SCALES: ("F32", (-(-self.elements // BLOCK),))}
+            case _:
+                layout = {t.name: (self.stored(t.dtype), t.shape) for t in self.floats}
         return layout | {t.name: (t.dtype, t.shape) for t in self.rest}
 
     def stored(self, code: str) -> str:
         """The dtype in which a float tensor of that dtype travels: never a wider one."""
-        if self.form.codec == "int8":
-            return "I8"
         width = WIDTHS.get(self.form.codec)
         return width if width and DTYPES[width].itemsize < DTYPES[code].itemsize else code
 
@@ -86,7 +84,7 @@ class Wire:
     def place(self, name: str, sent: int = 0) -> int:
         """The first byte of a tensor of the file, counted from where the tensors begin."""
         first = self._places[name]
-        if not sent or name in (STARTS, VALUES):
+        if self.form.codec != "topk" or name in (STARTS, VALUES):
             return first
         return first + sent * (4 if name == INDICES else 4 + 2)
 
