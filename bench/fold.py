@@ -118,8 +118,9 @@ def _fair(engine: str, codec: str, updates: int, size: int) -> bool:
         return False
     if engine == "list, once per example" and updates > 100:
         return False  # as many additions as there are examples: hours
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return engine not in IN_MEMORY or 2.2 * size < free
+    memory = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    left = int(memory["MemAvailable"].split()[0]) * 1024 - size  # the files are to stay in the page cache
+    return engine not in IN_MEMORY or 1.3 * size < left
 
 
 @contextmanager

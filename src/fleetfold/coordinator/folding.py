@@ -6,6 +6,7 @@ bytes, so a second folder writes what the first one wrote, and either may be the
 
 import hashlib
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
@@ -29,6 +30,9 @@ from fleetfold.messages import Metrics
 from fleetfold.ports import Objects
 from fleetfold.round.state import Round
 from fleetfold.settings import Settings
+
+HERE = replace(LAPTOP, threads=min(4, os.cpu_count() or 1))
+"""More threads than that wait for memory."""
 
 
 class ModelHeader(Struct, frozen=True):
@@ -76,7 +80,7 @@ def fold_round(
 
 
 def _passes(sources: Sequence[Source], model: Header, recipe: Recipe) -> Iterator[memoryview]:
-    how = plan_fold(model, len(sources), 0, LAPTOP)
+    how = plan_fold(model, len(sources), 0, HERE)
     for shard in how.shards:
         yield from fold_shard(
             sources, model, shard, recipe, threads=how.threads, depth=how.depth, chunk=how.chunk
