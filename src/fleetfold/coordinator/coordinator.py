@@ -15,7 +15,17 @@ from msgspec.structs import replace
 from fleetfold import layout
 from fleetfold.coordinator.folding import fold_round, header_of, summary
 from fleetfold.coordinator.intake import Intake, quarantine
-from fleetfold.coordinator.late import backlog, claim, retire
+from fleetfold.coordinator.late import (
+    Debts,
+    backlog,
+    claim,
+    debts,
+    give_back,
+    heard,
+    known,
+    reach,
+    retire,
+)
 from fleetfold.coordinator.opening import next_round
 from fleetfold.coordinator.policy import Policies, draw
 from fleetfold.coordinator.registry import Stopwatch, by_own_clock, teach
@@ -47,6 +57,8 @@ Test = Callable[[bytes], Metrics]
 """Scores a model file on the user's own test set, where there is one."""
 TRIES = 50
 """Lost compare-and-sets in a row after which something is wrong with the store."""
+REMEMBERED = 32
+"""Cohorts and headers that are kept in memory: of the rounds that reports come of."""
 
 
 class Coordinator:
@@ -62,8 +74,8 @@ class Coordinator:
         self._alarm, self._policies, self._clock = alarm, policies, clock
         self._sole, self._test, self._stopwatch = sole, test, stopwatch
         self._strangers: dict[str, int] = {}
-        self._seats = lru_cache(maxsize=4)(self._load_cohort)
-        self._header = lru_cache(maxsize=4)(lambda key: header_of(objects, key))
+        self._seats = lru_cache(maxsize=REMEMBERED)(self._load_cohort)
+        self._header = lru_cache(maxsize=REMEMBERED)(lambda key: header_of(objects, key))
 
     def step(self) -> float:
         """Everything that can be done now. → when to look again at the latest, in seconds since the
@@ -98,6 +110,8 @@ class Coordinator:
         if found is not None and run.state is RunState.RUNNING:
             self._feed(found[0], Resumed())
             self._sweep(found[0])
+            for number in sorted({number for number, _ in found[0].owed}):
+                self._sweep(known(self._ledger, run.name, number))
 
     @property
     def ignored(self) -> dict[str, int]:
@@ -135,20 +149,23 @@ class Coordinator:
         seats = {name: seat for seat, name in enumerate(self._seats(round.cohort))}
         model = self._header(layout.model(run, round.base)) if kind == "train" else None
         Intake(self._ledger, self._objects, round, seats, model).judge(reports, self._clock())
-        known = [self._ledger.arrival(place(round), r.device) for r in reports if r.device in seats]
+        recorded = [self._ledger.arrival(place(round), r.device) for r in reports if r.device in seats]
         # From the records, not from what was fresh: a report that is repeated after a death between the
         # record and the round is how the round hears of it.
-        arrivals = [found[0] for found in known if found is not None]
+        arrivals = [found[0] for found in recorded if found is not None]
         admitted = frozenset(a.seat for a in arrivals if a.state == "admitted")
         refused = frozenset(a.seat for a in arrivals if a.state == "refused")
         current = self._feed(round, Arrived(admitted)) if admitted else round
         if refused:
             self._feed(round, Refused(refused))
-        for arrival in arrivals:
-            if arrival.state == "admitted" and arrival.seat not in current.arrived | current.refused:
-                arrival = self._demote(round, arrival)
-            if arrival.state in ("late", "credited") and kind == "train":
-                self._credit(round, arrival)
+        in_time = current.arrived | current.refused
+        late = [
+            self._demote(round, arrival) if arrival.state == "admitted" else arrival
+            for arrival in arrivals
+            if arrival.state != "admitted" or arrival.seat not in in_time
+        ]
+        if late and kind == "train":
+            self._credit(round, late)
 
     def _demote(self, round: Round, arrival: Arrival) -> Arrival:
         """The round closed between the gate and the event: the update is late after all."""
@@ -158,14 +175,23 @@ class Coordinator:
             self._ledger.swap_arrival(place(round), late, expect=found[1])
         return late
 
-    def _credit(self, round: Round, arrival: Arrival) -> None:
-        """Credit a late update to the open round, if there is one and the run's policy is to credit;
-        if there is none yet, the next one claims it when it invites."""
+    def _credit(self, round: Round, arrivals: Sequence[Arrival]) -> None:
+        """Tell the open round, if there is one and the run's policy is to credit, what came of an earlier
+        one: late updates count there, and what was refused is not owed to it any more. If there is none
+        yet, the next one finds out when it invites."""
         run, _ = self._run()
-        if run.settings.late == "credit" and run.kind == "train" and run.round > round.number:
-            target = self._ledger.round(run.name, run.round)
-            if target is not None and claim(self._ledger, place(round), arrival.device, target[0]):
-                self._feed(target[0], Arrived(credits=frozenset({arrival.key})))
+        later = run.settings.credits_late and run.kind == "train" and run.round > round.number
+        found = self._ledger.round(run.name, run.round) if later else None
+        if found is None:
+            return
+        target, where = found[0], place(round)
+        credits = frozenset(
+            a.key for a in arrivals if a.state != "refused" and claim(self._ledger, where, a.device, target)
+        )
+        heard_of = (a for a in arrivals if a.state == "refused" or a.key in credits)
+        answered = target.owed & {(round.number, a.seat) for a in heard_of}
+        if credits or answered:
+            self._feed(target, Arrived(credits=credits, answered=answered))
 
     # Deciding
 
@@ -207,8 +233,9 @@ class Coordinator:
         match effect:
             case Invite():
                 self._control.invite(self._tasks(round))
-                if round.kind == "train" and self._run()[0].settings.late == "credit":
-                    return Arrived(credits=backlog(self._ledger, round))
+                settings = self._run()[0].settings
+                if round.kind == "train" and settings.credits_late:
+                    return backlog(self._ledger, round, reach(settings))
             case WakeAt(time):
                 self._alarm.wake_at(round.run, time)
             case Fold():
@@ -279,20 +306,30 @@ class Coordinator:
     def _settle(self, round: Round) -> None:
         """Learn from the round that ended, and let go of what is not needed any more."""
         if round.kind == "train":
-            run, _ = self._run()
-            cohort, decay = self._seats(round.cohort), run.settings.turnaround_decay
-            teach(self._ledger, round, cohort, decay, self._stopwatch)
-            retire(self._objects, round, run.settings)
+            settings = self._run()[0].settings
+            if round.policy.buffered and round.phase is Phase.FAILED:
+                give_back(self._ledger, round)
+            rounds = heard(self._ledger, round)
+            teach(self._ledger, rounds, self._seats, settings.turnaround_decay, self._stopwatch)
+            retire(self._ledger, self._objects, round, settings)
 
     # Going on
 
     def _open(self, run: Run) -> None:
         """Open the run's next round. If two do it at once, the first one's holds."""
-        round = next_round(run, self._ledger.fleet(), self._policies.select, self._objects, self._clock())
+        now, rule = self._clock(), self._policies.select
+        round = next_round(run, self._ledger.fleet(), self._debts(run, now), rule, self._objects, now)
         decision = opened(round, round.opened_at)
         committed = replace(decision.round, outbox=decision.effects)
         if self._ledger.save_round(committed, expect=0):
             self._act(committed, 1)
+
+    def _debts(self, run: Run, now: float) -> Debts:
+        """What is owed to the round that `run` is to open; where nobody is waited for, nothing."""
+        ended = run.round - 1 if run.kind == "train" else run.round
+        if not run.settings.buffered or ended < 1:
+            return Debts()
+        return debts(self._ledger, known(self._ledger, run.name, ended), self._seats, now)
 
     def _go_on(self, round: Round) -> None:
         run, version = self._run()
