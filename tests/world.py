@@ -151,9 +151,10 @@ class Paced(World):
             self.now = max(self.now, wake)
             return
         self.now = max(self.now, self.due[first])
-        agents[first[0]].handle(self.at_work[first])
-        self.answered.add(first)
-        del self.at_work[first]
+        for part in [part for part in self.at_work if self.due[part] <= self.now]:
+            agents[part[0]].handle(self.at_work[part])
+            self.answered.add(part)
+            del self.at_work[part]
 
     def _begin(self, part: Part, task: Task) -> None:
         self.due.setdefault(part, self.now + self.pace(task.device, task.round))

@@ -13,6 +13,7 @@ from msgspec.structs import replace
 
 from fleetfold import Trained, Work, layout
 from fleetfold.adapters.faults import Faults, simulated_death
+from fleetfold.coordinator import late
 from fleetfold.coordinator.folding import fold_round, header_of
 from fleetfold.coordinator.late import BACKLOG, FARTHEST, backlog, reach
 from fleetfold.fold.tensors import Tensors
@@ -147,7 +148,11 @@ def test_a_round_that_fails_gives_back_what_it_had() -> None:
     assert lost_and_doubled(world) == (set(), set())
 
 
-def test_what_a_failed_round_was_credited_with_goes_to_the_next_as_well() -> None:
+def test_what_a_failed_round_was_credited_with_goes_to_the_next_as_well(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(late, "FARTHEST", 1)
+
     def slow(device: str, round: int) -> float:
         return pace(device, round) + (50.0 if round == 2 else 0.0)
 
@@ -286,6 +291,41 @@ def test_whoever_is_slow_and_whatever_dies_each_update_counts_once(
         if round.phase is Phase.DONE:
             again = fold_again(world, round)
             assert again == round.digest, "the model is that of the updates that the record names"
+
+
+@given(
+    paces=st.lists(st.integers(1, 30), min_size=6, max_size=6), target=st.integers(1, 3),
+    quorum=st.integers(1, 3), lives=st.lists(st.integers(1, 200), max_size=3), seed=st.integers(0, 2**32),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+def test_an_update_that_is_owed_is_kept_and_found_however_far_back_it_comes_from(
+    paces: list[int], target: int, quorum: int, lives: list[int], seed: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(late, "FARTHEST", 1)
+        world = a_world(
+            lambda device, round: paces[int(device[1:])], rounds=40, target=target, quorum=quorum, keep=1
+        )
+        for at in lives:
+            world.live(at=at, unruly=random.Random(seed))
+        world.live(unruly=random.Random(seed))
+    assert world.run().state is RunState.DONE
+    assert not [a.reason for a in arrivals(world).values() if a.state == "refused"]
+    assert lost_and_doubled(world) == (set(), set())
+
+
+def test_an_owed_update_that_lies_there_is_taken_in_though_its_report_was_lost() -> None:
+    world, stood = a_world(), None
+    while stood is None or stood.phase is not Phase.OPEN or not stood.owed:
+        world.live(at=40)
+        stood = rounds(world)[-1]
+    number, seat = min(stood.owed)
+    device = cohort(world, rounds(world)[number - 1])[seat]
+    mute = world.agent(next(d for d in world.devices if d.name == device), Faults(None, simulated_death))
+    mute.handle(world.at_work[device, "train", number])
+    world.bus.acknowledge([letter.receipt for letter in world.bus.letters()])
+    world.coordinator(Faults(None, simulated_death)).resume()
+    assert arrivals(world)[number, seat].credited_to == stood.number
 
 
 def fold_again(world: Paced, round: Round) -> str:
