@@ -3,11 +3,12 @@
 from cyclopts import App
 
 from bench.attack import attack
+from bench.buffered import buffered
 from bench.fold import fold
 from bench.overhead import overhead
 from bench.selection import select
 
-BENCHMARKS = (overhead, fold, select, attack)
+BENCHMARKS = (overhead, fold, select, buffered, attack)
 
 app = App(
     name="python -m bench",
