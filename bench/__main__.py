@@ -3,13 +3,14 @@
 from cyclopts import App
 
 from bench.attack import attack
+from bench.buffered import buffered
 from bench.codecs import codecs
 from bench.fold import fold
 from bench.overhead import overhead
 from bench.proximal import proximal
 from bench.selection import select
 
-BENCHMARKS = (overhead, fold, select, attack, codecs, proximal)
+BENCHMARKS = (overhead, fold, select, buffered, attack, codecs, proximal)
 
 app = App(
     name="python -m bench",
