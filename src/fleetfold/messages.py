@@ -77,10 +77,11 @@ class Evaluation(Struct, frozen=True, kw_only=True):
     metrics: Metrics
 
 
-class UpdateHeader(Struct, frozen=True, kw_only=True):
-    """Who made an update, for which round, of how many examples. Lies in the update file's header."""
+class UpdateHeader(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Who made an update, for which round, of how many examples. Lies in the update file's header, where
+    what is not said takes no room; the version is always said."""
 
-    v: int = PROTOCOL
+    v: int = field(default_factory=lambda: PROTOCOL)
     run: str
     round: int
     kind: Kind
