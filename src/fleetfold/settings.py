@@ -29,11 +29,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     seed: Annotated[int, Meta(description="of the first model, the cohorts and the training", ge=0)] = 0
 
     mode: Annotated[
-        str, Meta(description="rounds, or buffered: fold every `target` updates, whatever round they are of")
+        str, Meta(description="rounds, or buffered: fold every `target` updates of any round")
     ] = "rounds"
-    cohort: Annotated[
-        Share, Meta(description="devices wanted in a round (buffered: at work at once): a count or a share")
-    ] = 1.0
+    cohort: Annotated[Share, Meta(description="devices wanted in a round; buffered: at work at once")] = 1.0
     over_select: Annotated[float, Meta(description="invite this share more than wanted", ge=0)] = 0.0
     select: Annotated[
         str, Meta(description="who is invited: turnaround, fastest, all, random, recent, module:name")
@@ -48,7 +46,7 @@ class Settings(Struct, frozen=True, kw_only=True):
     close: Annotated[str, Meta(description="when to stop waiting: target, or module:name")] = "target"
     lease: Annotated[float, Meta(description="a folder silent this long has died", gt=0)] = 60.0
     late: Annotated[
-        str, Meta(description="an update after its round closed: drop or credit (buffered: always credit)")
+        str, Meta(description="an update after its round closed: drop or credit; buffered: always credit")
     ] = "drop"
     staleness: Annotated[
         float, Meta(description="a credited update s versions old weighs 1/(1+s)^staleness", ge=0)

@@ -101,7 +101,8 @@ def debts(ledger: Ledger, ended: Round, names: Names, now: float) -> Debts:
             arrival = arrivals.get(cohort[seat])
             if arrival is None and now < round.deadline_at:
                 devices.add(cohort[seat])
-            if arrival.state != "refused" if arrival else now < round.deadline_at:
+                updates.add((number, seat))
+            elif arrival is not None and arrival.state != "refused":
                 updates.add((number, seat))
     return Debts(frozenset(updates), frozenset(devices))
 
