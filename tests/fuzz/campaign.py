@@ -64,7 +64,9 @@ def kind(verdict: Verdict) -> str:
 def main() -> int:
     arguments = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__.splitlines()[0])
     arguments.add_argument("--files", type=int, default=int(os.environ.get("FUZZ_FILES", "1000000")))
-    arguments.add_argument("--seed", type=int, default=int(os.environ.get("FUZZ_SEED") or secrets.randbelow(10**6)))
+    arguments.add_argument(
+        "--seed", type=int, default=int(os.environ.get("FUZZ_SEED") or secrets.randbelow(10**6))
+    )
     arguments.add_argument("--processes", type=int, default=2)
     arguments.add_argument("--case", help="SEED:NUMBER of one case, to try again")
     told = arguments.parse_args()
@@ -139,7 +141,8 @@ def told(seed: int, files: int, found: list[Found], lost: list[tuple[int, str]],
     slowest = max((each.slowest for each in found), default=0.0)
     print(
         f"{done} of {files} files in {seconds:.0f} s, {done / seconds:.0f} a second: {admitted} admitted, "
-        f"{sum(reasons.values()) - admitted} refused, {len(failures)} failed; the slowest took {slowest:.3f} s"
+        f"{sum(reasons.values()) - admitted} refused, {len(failures)} failed; "
+        f"the slowest took {slowest:.3f} s"
     )
     return 1 if failures or done != files else 0
 

@@ -39,7 +39,9 @@ def _judge(data: bytes, expected: Expected) -> None:
     length = int.from_bytes(data[:8], "little")
     try:
         table = json.loads(data[8 : 8 + length], object_pairs_hook=_once, parse_int=_int)
-        about = json.loads(table.pop("__metadata__")["fleetfold"], parse_int=_int, parse_constant=_no_constant)
+        about = json.loads(
+            table.pop("__metadata__")["fleetfold"], parse_int=_int, parse_constant=_no_constant
+        )
     except (ValueError, KeyError, RecursionError) as error:
         raise Invalid(f"its header is not JSON of ours: {error!r}") from None
     _need(table.keys() == found.keys(), "two readers see other names")

@@ -6,7 +6,7 @@ are small and have what a layout can hold: each dtype, scalars, nothing, names t
 
 import json
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache
 from random import Random
 from typing import Any
 
@@ -76,14 +76,14 @@ def drawn(layout: dict[str, tuple[str, Shape]], seed: int) -> Tensors:
     return {name: tensor(code, shape) for name, (code, shape) in layout.items()}
 
 
-@lru_cache(maxsize=None)
+@cache
 def model(name: str) -> Model:
     tensors = drawn(MODELS[name], 1)
     data = write(tensors)
     return Model(name, tensors, header_in(data), data)
 
 
-@lru_cache(maxsize=None)
+@cache
 def case(name: str, form: Form, partial: bool, seed: int) -> Case:
     """A device's update to that model, as an agent writes it."""
     base = model(name)
@@ -101,7 +101,7 @@ def case(name: str, form: Form, partial: bool, seed: int) -> Case:
     return _parts(base, expected, write(codec.tensors, encoded(header)))
 
 
-@lru_cache(maxsize=None)
+@cache
 def evaluation() -> Case:
     """An update without tensors, of a round that only evaluates."""
     expected = Expected(run="r", round=2, kind="evaluate", device="d", model=None)
@@ -117,7 +117,7 @@ def _parts(model: Model | None, expected: Expected, data: bytes) -> Case:
     return Case(model, expected, tuple(table.items()), about, data[begin:])
 
 
-@lru_cache(maxsize=None)
+@cache
 def masks(name: str) -> tuple[str, ...]:
     """All of the model's tensors, every other one, the first, the last."""
     names = list(MODELS[name])

@@ -187,7 +187,9 @@ class _Fold:
         """The update's own values of a chunk, decoded into `out`."""
         source = self.sources[member]
         try:
-            with np.errstate(over="ignore", invalid="ignore"):  # the values are looked at when they are summed
+            with np.errstate(
+                over="ignore", invalid="ignore"
+            ):  # the values are looked at when they are summed
                 decode(
                     source.wire, source.sent, source.read, chunk.stretch.tensor, chunk.offset, out,
                     self.scratch, self.kernel,
@@ -336,7 +338,8 @@ class _Fold:
     def _with_models(self, chunk: Chunk, mix: _Mix, total: Array) -> Array:
         for version, coefficient in mix.models:
             base = self.base(version, chunk)
-            total += np.multiply(base, coefficient, dtype=np.float64)
+            with np.errstate(over="ignore"):  # of doubles near their end; `stored` brings them back
+                total += np.multiply(base, coefficient, dtype=np.float64)
         return total
 
     def _finished(self, chunk: Chunk, mix: _Mix, values: Array) -> Array:

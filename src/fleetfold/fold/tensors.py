@@ -134,7 +134,8 @@ class _Entry(Struct, forbid_unknown_fields=True):
 
 _TEXT = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _PAIR = re.compile(
-    rb"[ \t\r\n]*+([{,])[ \t\r\n]*+(%b)[ \t\r\n]*+:[ \t\r\n]*+(\{[^\"{}]*+(?:%b[^\"{}]*+)*+\})" % (_TEXT, _TEXT)
+    rb"[ \t\r\n]*+([{,])[ \t\r\n]*+(%b)[ \t\r\n]*+:[ \t\r\n]*+(\{[^\"{}]*+(?:%b[^\"{}]*+)*+\})"
+    % (_TEXT, _TEXT)
 )
 _STRING = re.compile(_TEXT)
 _END = re.compile(rb"[ \t\r\n]*+\}[ \t\r\n]*+")
