@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from fleetfold.errors import BadUpdate
 from fleetfold.fold.gate import Expected, admit
-from fleetfold.fold.tensors import Tensors, parse_header, write
+from fleetfold.fold.tensors import Header, Tensors, parse_header, write
+from fleetfold.fold.wire import carried
 from fleetfold.messages import Evaluation, Form, Timings, UpdateHeader, encode
 
 MODEL: Tensors = {"w": np.zeros((4, 3), np.float32), "b": np.zeros(3, np.float32), "n": np.array(0, np.int64)}
@@ -151,3 +153,25 @@ def test_a_name_is_said_once_or_two_readers_may_see_two_files() -> None:
     ]:
         with pytest.raises(BadUpdate, match=said):
             judged(len(forged).to_bytes(8, "little") + forged + data[begin:])
+
+
+@pytest.mark.parametrize(
+    ("partial", "asked", "sent"), [(False, "", "5"), (False, "5", "1"), (True, "5", "2")]
+)
+def test_a_part_of_the_tensors_will_do_only_where_it_may_and_none_beyond(
+    partial: bool, asked: str, sent: str
+) -> None:
+    form = Form("full", False, sent)
+    some = {t.name: MODEL[t.name] for t in carried(_model(), sent)}
+    data = write(some, encode(replace(HEADER, form=form)))
+    where = replace(expected(), carried=asked, partial=partial)
+    with pytest.raises(BadUpdate, match=r"is missing|is not for devices to send"):
+        admit(reader(data), len(data), where)
+    allowed = replace(where, carried=sent)
+    assert admit(reader(data), len(data), allowed).header.form == form
+
+
+def _model() -> Header:
+    found = expected().model
+    assert found is not None
+    return found

@@ -7,13 +7,14 @@ The same seed and number make the same file, on any machine.
 
 import json
 from collections.abc import Callable
+from itertools import pairwise
 from json.encoder import encode_basestring
 from random import Random
 from typing import Any
 
 from fleetfold.fold.tensors import DTYPES
 from fleetfold.fold.wire import CODECS, INDICES, SCALES, STARTS, VALUES
-from tests.fuzz.valid import Case, any_case
+from tests.fuzz.valid import Case, any_case, of_another_form
 
 
 class Raw(str):
@@ -26,7 +27,10 @@ class Draft:
     def __init__(self, case: Case) -> None:
         self.case = case
         self.table: list[tuple[str, Any]] = [("__metadata__", None)]
-        self.table += [(name, dict(entry)) for name, entry in case.table]
+        self.table += [
+            (name, {field: list(v) if isinstance(v, list) else v for field, v in entry.items()})
+            for name, entry in case.table
+        ]
         self.about: dict[str, Any] = json.loads(json.dumps(case.about))
         self.metadata: Any = {}
         self.text: str | None = None  # of the update's header, instead of `about`
@@ -292,6 +296,19 @@ def numbers(entry: dict[str, Any], what: str, chance: Random) -> None:
     entry[what] = values
 
 
+def boundary(draft: Draft, chance: Random) -> None:
+    """Where one tensor ends and the next begins, moved: without gap or overlap, of the same length."""
+    spans = [draft.table[k][1].get("data_offsets") for k in entries(draft)]
+    pairs = [
+        (one, two)
+        for one, two in pairwise(s for s in spans if isinstance(s, list) and len(s) == 2)
+        if one[1] == two[0] and isinstance(one[1], int)
+    ]
+    if pairs:
+        (a, b), step = chance.choice(pairs), chance.choice((-8, -4, -2, -1, 1, 2, 4, 8))
+        a[:], b[:] = [a[0], a[1] + step], [b[0] + step, b[1]]
+
+
 def exchange(draft: Draft, chance: Random) -> None:
     """Another dtype of the same width, so that all offsets stay right."""
     found = entries(draft)
@@ -452,8 +469,8 @@ def swap(draft: Draft, chance: Random) -> None:
 
 MUTATIONS: tuple[tuple[Callable[[Draft, Random], None], int], ...] = (
     (flip, 4), (flip_header, 5), (truncate, 3), (extend, 3), (splice, 3), (insert, 3), (prefix, 2), (pad, 2),
-    (shuffle, 4), (duplicate, 4), (drop, 2), (rename, 3), (add, 3), (field, 8), (exchange, 4), (metadata, 3),
-    (claim, 8), (form, 6), (report, 5), (words, 2), (value, 12), (topk, 5), (swap, 3),
+    (boundary, 2), (shuffle, 4), (duplicate, 4), (drop, 2), (rename, 3), (add, 3), (field, 8), (exchange, 4),
+    (metadata, 3), (claim, 8), (form, 6), (report, 5), (words, 2), (value, 12), (topk, 5), (swap, 3),
 )  # fmt: skip
 _KINDS, _WEIGHTS = zip(*MUTATIONS, strict=True)
 
@@ -462,6 +479,8 @@ def mutated(seed: int, number: int) -> tuple[Case, bytes, str]:
     """File number `number` of that seed: what it was made of, its bytes, and what was done to it."""
     chance = Random(f"{seed}:{number}")
     case = any_case(chance)
+    if chance.random() < 0.1:
+        case = of_another_form(case, chance)
     draft = Draft(case)
     done = chance.choices(_KINDS, _WEIGHTS, k=chance.choice((1, 1, 1, 2, 2, 3, 4)))
     for mutate in done:

@@ -135,6 +135,15 @@ def any_case(chance: Random) -> Case:
     return case(name, form, chance.random() < 0.5, chance.randrange(6))
 
 
+def of_another_form(made: Case, chance: Random) -> Case:
+    """A file of another form or of other tensors, where `made` was expected."""
+    if made.model is None:
+        return made
+    name = made.model.name
+    form = Form(chance.choice(CODECS), chance.random() < 0.5, chance.choice(masks(name)))
+    return altered(case(name, form, True, chance.randrange(6)), expected=made.expected)
+
+
 def every_case() -> "list[Case]":
     """Each model, codec, difference or not, mask, and whether fewer tensors will do."""
     forms: Callable[[str], list[Form]] = lambda name: [  # noqa: E731

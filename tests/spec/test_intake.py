@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable
+from random import Random
 
 import numpy as np
 import pytest
@@ -147,6 +148,27 @@ def test_a_file_that_changes_after_it_was_admitted_is_taken_out() -> None:
     world.live()
     assert world.run().state is RunState.DONE
     assert "no longer the file that was admitted" in reason(world)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_rounds_in_which_all_devices_but_one_send_spoilt_files_end_with_a_finite_model(seed: int) -> None:
+    def tamper(device: str, update: bytes) -> bytes:
+        chance, data = Random(f"{seed} {device} {len(update)}"), bytearray(update)
+        for _ in range(chance.randrange(1, 9) if device != "d0" else 0):
+            place = chance.randrange(len(data))
+            data[place : place + chance.choice((0, 1, 1, 1, 9))] = chance.randbytes(
+                chance.choice((0, 1, 1, 1, 9))
+            )
+        return bytes(data)
+
+    world = World(devices=9, rounds=3, quorum=1, tamper=tamper)
+    world.live()
+    assert world.run().state is RunState.DONE
+    assert world.run().version == 3
+    assert np.isfinite(read(world.model())[0]["w"]).all()
+    for number in (1, 2, 3):
+        for arrival in world.ledger.arrivals(layout.round("r", number, "train")).values():
+            assert arrival.reason.isprintable()
 
 
 def test_what_a_report_says_cannot_write_to_a_terminal_nor_take_longer_than_time() -> None:

@@ -168,8 +168,9 @@ def _table(text: bytes, most: int) -> dict[str, bytes]:
 
 
 def _entry(name: str, raw: bytes) -> _Entry:
-    # Eight quotes: three fields and a dtype. With more, a field stands there twice, and readers differ.
-    if len(raw) > ENTRY_LIMIT or raw.count(b'"') > 8:
+    # Eight quotes: three fields and a dtype. With more, a field stands there twice, and readers differ; as
+    # they do about -0.
+    if len(raw) > ENTRY_LIMIT or raw.count(b'"') > 8 or b"-" in raw:
         raise BadUpdate(f"tensor {name[:80]!r}: {len(raw)} bytes do not say where it lies")
     return _ENTRY.decode(raw)
 
