@@ -47,6 +47,7 @@ def work(seed: int, first: int, step: int, files: int, at: "Synchronized[int]", 
             verdict, seconds = timed(case, data, number // step)
         except Fault as fault:
             failures.append((number, str(fault)))
+            print(f"failed at {seed}:{number}: {fault}", flush=True)
             if len(failures) == 20:
                 break
             continue

@@ -129,8 +129,8 @@ def _layout(form: dict[str, Any], expected: Expected, found: dict[str, Any]) -> 
         }  # fmt: skip
         return own | rest
     if codec == "int8":
-        stored: Layout = {name: ("I8", shape) for name, _, shape in floats}
-        return stored | {"fleetfold.scales": ("F32", (math.ceil(n / 1024),))} | rest
+        stream: Layout = {"fleetfold.values": ("I8", (n,))}
+        return stream | {"fleetfold.scales": ("F32", (math.ceil(n / 1024),))} | rest
     narrow = {"full": "F64", "fp32": "F32", "bf16": "BF16", "fp16": "F16"}.get(codec)
     _need(narrow is not None, "there is no such codec")
     assert narrow is not None
@@ -145,9 +145,8 @@ def _values(codec: str, tensors: dict[str, tuple[str, bytes]], elements: int) ->
         _need(code != "BOOL" or set(raw) <= {0, 1}, f"{name!r} holds booleans that are none")
         _need(bool(np.isfinite(arrays[name]).all()), f"{name!r} is not finite")
     if codec == "int8":
-        scales = arrays["fleetfold.scales"]
-        stream = np.concatenate([a for n, a in arrays.items() if tensors[n][0] == "I8"] or [scales])
-        blown = np.repeat(scales, 1024)[: len(stream)]
+        stream = arrays["fleetfold.values"]
+        blown = np.repeat(arrays["fleetfold.scales"], 1024)[: len(stream)]
         with np.errstate(over="ignore"):
             _need(bool(np.isfinite(stream.astype(np.float32) * blown).all()), "int8 overflows")
     if codec == "topk":

@@ -15,7 +15,7 @@ from fleetfold.errors import BadUpdate
 from fleetfold.fold.fold import NOT_FINITE, Recipe, Source, Unfit, fold_shard
 from fleetfold.fold.gate import Admitted, Expected, admit
 from fleetfold.fold.tensors import METADATA_LIMIT, Header, Tensors, header_in, write, write_header
-from fleetfold.fold.wire import INDICES, PAGE, STARTS, VALUES, Wire
+from fleetfold.fold.wire import INDICES, PAGE, SCALES, STARTS, VALUES, Wire
 from fleetfold.messages import Form, UpdateHeader, encode
 from tests.fuzz.trial import MEMORY
 
@@ -207,7 +207,7 @@ def passed(data: bytes, form: Form, size: int, *, model: Tensors) -> bytes:
 @pytest.mark.parametrize("scale", [1e38, -1e38, np.inf, -np.inf, np.nan])
 def test_int8_scales_that_overflow_are_found_without_a_warning(scale: float) -> None:
     model = {"w": np.zeros(3000, np.float32)}
-    stored = {"w": np.full(3000, 100, np.int8), "fleetfold.scales": np.array([1, scale, 1], np.float32)}
+    stored = {VALUES: np.full(3000, 100, np.int8), SCALES: np.array([1, scale, 1], np.float32)}
     data = write(stored)
     with pytest.raises(Unfit, match=NOT_FINITE):
         passed(data, Form("int8", True), len(data), model=model)
