@@ -187,9 +187,7 @@ class _Fold:
         """The update's own values of a chunk, decoded into `out`."""
         source = self.sources[member]
         try:
-            with np.errstate(
-                over="ignore", invalid="ignore"
-            ):  # the values are looked at when they are summed
+            with np.errstate(over="ignore", invalid="ignore"):  # looked at when they are summed
                 decode(
                     source.wire, source.sent, source.read, chunk.stretch.tensor, chunk.offset, out,
                     self.scratch, self.kernel,
