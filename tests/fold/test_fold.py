@@ -386,6 +386,34 @@ def test_a_top_k_whose_pages_do_not_fit_is_found_in_the_pass(
         folded([bad], header(model), recipe=Recipe(bases={0: reading(write(model))}))
 
 
+def test_a_boolean_that_is_neither_true_nor_false_is_found_in_the_pass() -> None:
+    model = {"w": np.zeros(2, np.float32), "mask": np.array([True, False])}
+    data = bytearray(write(model))
+    data[-1] = 7
+    bad = Source(name="bad", weight=1.0, wire=Wire(header(model), Form()), read=reading(bytes(data)))
+    with pytest.raises(Unfit, match="neither true nor false"):
+        folded([bad], header(model))
+
+
+@pytest.mark.parametrize("how", [{}, {"depth": 2}])
+def test_a_signaling_nan_is_found_without_a_warning(how: dict[str, int]) -> None:
+    model = {"d": np.zeros(3)}
+    data = write({"d": np.array([0, 0x7F800001, 0], np.uint32).view(np.float32)})
+    bad = Source(name="bad", weight=1.0, wire=Wire(header(model), Form("fp32")), read=reading(data))
+    with pytest.raises(Unfit, match="not finite"):
+        folded([bad], header(model), **how)
+
+
+def test_a_difference_that_leads_beyond_the_largest_double_ends_there() -> None:
+    largest = np.finfo(np.float64).max
+    model = {"d": np.full(3, largest)}
+    up = Source(
+        name="up", weight=1.0, wire=Wire(header(model), Form("full", True)), read=reading(write(model))
+    )
+    result = folded([up], header(model), recipe=Recipe(bases={0: reading(write(model))}))
+    assert result["d"].tolist() == [largest] * 3
+
+
 def test_the_users_own_fold_is_given_all_updates_of_a_coordinate() -> None:
     updates = [mixed(s) for s in range(5)]
     result = folded(

@@ -129,7 +129,8 @@ def average(reported: Iterable[tuple[Metrics, int]]) -> Metrics:
             if value is not None:
                 total, weights = sums.get(name, (0.0, 0))
                 sums[name] = (total + value * examples, weights + examples)
-    return {name: total / weights for name, (total, weights) in sums.items() if weights}
+    means = {name: total / weights for name, (total, weights) in sums.items() if weights}
+    return {name: mean if math.isfinite(mean) else None for name, mean in means.items()}
 
 
 def _hashed(

@@ -76,6 +76,7 @@ class Unfit(Exception):
 
 
 NOT_FINITE = "holds values that are not finite"
+NOT_BOOLEAN = "holds booleans that are neither true nor false"
 
 
 class Recipe(Struct, frozen=True, kw_only=True):
@@ -186,10 +187,11 @@ class _Fold:
         """The update's own values of a chunk, decoded into `out`."""
         source = self.sources[member]
         try:
-            decode(
-                source.wire, source.sent, source.read, chunk.stretch.tensor, chunk.offset, out,
-                self.scratch, self.kernel,
-            )  # fmt: skip
+            with np.errstate(over="ignore", invalid="ignore"):  # looked at when they are summed
+                decode(
+                    source.wire, source.sent, source.read, chunk.stretch.tensor, chunk.offset, out,
+                    self.scratch, self.kernel,
+                )  # fmt: skip
         except BadUpdate as error:
             raise Unfit([source.name], error.sentence) from None
         return out
@@ -334,7 +336,8 @@ class _Fold:
     def _with_models(self, chunk: Chunk, mix: _Mix, total: Array) -> Array:
         for version, coefficient in mix.models:
             base = self.base(version, chunk)
-            total += np.multiply(base, coefficient, dtype=np.float64)
+            with np.errstate(over="ignore"):  # of doubles near their end; `stored` brings them back
+                total += np.multiply(base, coefficient, dtype=np.float64)
         return total
 
     def _finished(self, chunk: Chunk, mix: _Mix, values: Array) -> Array:
@@ -355,6 +358,8 @@ class _Fold:
         source = self.sources[mix.members[int(np.argmax(mix.weights))]]
         place = source.wire.place(chunk.stretch.tensor.name, source.sent)
         source.read(place + chunk.offset * values.itemsize, _bytes(values))
+        if values.dtype == np.bool_ and (values.view(np.uint8) > 1).any():
+            raise Unfit([source.name], NOT_BOOLEAN)
         return values
 
     def block(self, chunk: Chunk, members: Sequence[int], *, deltas: bool = False) -> Array:

@@ -20,6 +20,8 @@ BLOCK = 1024
 PAGE = 1 << 16
 """Values among which top-k's indices count: they fit 16 bits."""
 SCALES, STARTS, INDICES, VALUES = (f"fleetfold.{name}" for name in ("scales", "starts", "indices", "values"))
+OWN_TENSORS = frozenset({SCALES, STARTS, INDICES, VALUES})
+"""What codecs put beside the model's, never all of them."""
 
 WIDTHS = {"full": None, "fp32": "F32", "bf16": "BF16", "fp16": "F16"}
 """Codecs that keep each tensor, and the widest dtype that they leave it."""
@@ -99,7 +101,7 @@ def carried(model: Header, mask: str) -> tuple[Tensor, ...]:
         bits = 0
     if bits <= 0 or bits >> len(model.tensors) or mask != f"{bits:x}":
         raise BadUpdate(f"carries {mask[:40]!r}, which names no tensors of the model's {len(model.tensors)}")
-    return tuple(tensor for k, tensor in enumerate(model.tensors) if bits >> k & 1)
+    return tuple(t for t, bit in zip(model.tensors, reversed(f"{bits:b}"), strict=False) if bit == "1")
 
 
 def mask(model: Header, names: Collection[str]) -> str:
