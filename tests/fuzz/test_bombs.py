@@ -132,7 +132,7 @@ def test_deep_nesting_is_refused_wherever_it_stands(left: str, right: str, depth
     refused(forged('{"w":' + deep + "}"), "header is not a table")
     refused(forged('{"w":{"dtype":"F32","shape":' + deep + ',"data_offsets":[0,4]}}'), "")
     if depth == 60_000:
-        about = encode(ABOUT).decode().replace('"extra":null', f'"extra":{deep}').encode()
+        about = encode(ABOUT)[:-1] + f',"extra":{deep}}}'.encode()
         refused(forged(table({}, about)), "recursion")
 
 
@@ -145,7 +145,7 @@ def test_metadata_of_over_a_megabyte_are_refused_however_large_the_model_is(larg
 @pytest.mark.parametrize("one", ["[],", "{},", '{"":0},', "[[0]],", '"é",', "1.5,", "[[[[[]]]]],"])
 def test_what_else_an_update_may_carry_takes_bounded_memory(one: str) -> None:
     many = one * ((METADATA_LIMIT - 5000) // len(json.dumps(one).encode()))
-    about = encode(ABOUT).decode().replace('"extra":null', f'"extra":[{many}0]')
+    about = encode(ABOUT).decode()[:-1] + f',"extra":[{many}0]}}'
     answer, _, most = judged(forged(table({}, about.encode())), header_in(write(SMALL)))
     assert answer == "tensor 'n' is missing"
     assert most < MEMORY
@@ -158,7 +158,7 @@ def test_a_million_metrics_and_a_name_of_a_megabyte_are_refused() -> None:
         about = encode(msgspec.structs.replace(ABOUT, **changes))
         return write_header(header_in(write(SMALL)).layout, about) + body
 
-    million = encode(ABOUT).replace(b'"metrics":{', b'"metrics":{' + b'"a":0,' * 1_000_000)
+    million = encode(ABOUT)[:-1] + b',"metrics":{' + b'"a":0,' * 1_000_000 + b'"b":0}}'
     refused(forged(table({}, million)), "header of")
     refused(updated(metrics={f"{k:x}": 0.0 for k in range(60_000)}), "60000 metrics")
     refused(updated(metrics={"x" * 900_000: 0.0}), "900000 characters")
