@@ -6,15 +6,24 @@ Everything it knows lies in the ledger and the objects; what it keeps in memory 
 changes. So it may die between any two lines, and the next one goes on from there.
 """
 
+import os
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import msgspec
 from msgspec.structs import replace
 
 from fleetfold import layout
-from fleetfold.coordinator.folding import fold_round, header_of, summary
+from fleetfold.coordinator.folding import (
+    Made,
+    fold_round,
+    found,
+    header_of,
+    release_of,
+    summary,
+)
+from fleetfold.coordinator.hiding import ENTROPY, Overspent, hide, set_of, spending, stopped, take_up, whole
 from fleetfold.coordinator.intake import Intake, quarantine
 from fleetfold.coordinator.late import backlog, claim, retire
 from fleetfold.coordinator.opening import next_round
@@ -41,6 +50,7 @@ from fleetfold.round.events import (
     Resumed,
     Ticked,
     WakeAt,
+    Withheld,
 )
 from fleetfold.round.run import Run, RunState, advance
 from fleetfold.round.state import ENDED, Phase, Round
@@ -60,16 +70,17 @@ TRIES = 50
 
 class Coordinator:
     """Drives one run. `clock`: seconds since the epoch. `sole`: nobody else drives it, so what a dead
-    one left undone is done at once and not only when its lease is over."""
+    one left undone is done at once and not only when its lease is over. `entropy`: so many bytes of chance
+    that nobody can know or draw again, for the noise that hides devices."""
 
     def __init__(
         self, run: str, ledger: Ledger, objects: Objects, control: Control, alarm: Alarm,
         policies: Policies, clock: Callable[[], float], *, sole: bool = False, test: Test | None = None,
-        stopwatch: Stopwatch = by_own_clock,
+        stopwatch: Stopwatch = by_own_clock, entropy: Callable[[int], bytes] = os.urandom,
     ) -> None:  # fmt: skip
         self._name, self._ledger, self._objects, self._control = run, ledger, objects, control
         self._alarm, self._policies, self._clock = alarm, policies, clock
-        self._sole, self._test, self._stopwatch = sole, test, stopwatch
+        self._sole, self._test, self._stopwatch, self._entropy = sole, test, stopwatch, entropy
         self._strangers: dict[str, int] = {}
         self._seats = lru_cache(maxsize=4)(self._load_cohort)
         self._header = lru_cache(maxsize=4)(lambda key: header_of(objects, key))
@@ -268,18 +279,33 @@ class Coordinator:
         run, _ = self._run()
         counted = self._counted(round)
         metrics = summary(counted)
-        model = digest = ""
-        if round.kind == "train":
-            header = self._header(layout.model(round.run, round.base))
-            try:
-                model, digest = fold_round(
-                    self._objects, round, counted, run.settings, header, self._policies.fold
-                )
-            except Unfit as unfit:
-                return self._strike(round, counted, unfit)
-            if self._test is not None:
-                metrics["test"] = self._test(fetch(self._objects, model))
-        return Folded(round.arrived, round.credits, model, digest, metrics)
+        if round.kind == "evaluate":
+            return Folded(round.arrived, round.credits, metrics=metrics)
+        try:
+            made = self._made(round, counted, run.settings)
+        except Unfit as unfit:
+            return self._strike(round, counted, unfit)
+        except Overspent as overspent:
+            return Withheld(str(overspent))
+        if self._test is not None:
+            metrics["test"] = self._test(fetch(self._objects, made.model))
+        if made.release:
+            metrics["privacy"] = spending(self._ledger, round, run.settings, made.release)
+        model = layout.model(round.run, round.base + 1)
+        return Folded(round.arrived, round.credits, model, made.digest, metrics, made.release)
+
+    def _made(self, round: Round, counted: Sequence[Arrival], settings: Settings) -> Made:
+        """The round's model: folded, or with privacy found where a folder before this one finished it."""
+        header = self._header(layout.model(round.run, round.base))
+        fold = partial(fold_round, self._objects, round, counted, settings, header, self._policies.fold)
+        if not settings.noise:
+            return fold()
+        updates = set_of(counted)
+        if release := whole(self._ledger, self._objects, round, updates):
+            return found(self._objects, round, release.number)
+        entropy = self._entropy(ENTROPY)  # of this fold alone, and kept nowhere
+        before = release_of(header) if round.base else 0
+        return fold(hide=partial(hide, self._ledger, round, settings, updates, before, entropy))
 
     def _counted(self, round: Round) -> list[Arrival]:
         """Arrivals that the round folds, in their fixed order: by seat, then credits by key."""
@@ -312,6 +338,8 @@ class Coordinator:
         """Learn from the round that ended, and let go of what is not needed any more."""
         if round.kind == "train":
             run, _ = self._run()
+            if run.settings.noise:
+                take_up(self._ledger, self._objects, round)
             cohort, decay = self._seats(round.cohort), run.settings.turnaround_decay
             teach(self._ledger, round, cohort, decay, self._stopwatch)
             retire(self._objects, round, run.settings)
@@ -319,12 +347,23 @@ class Coordinator:
     # Going on
 
     def _open(self, run: Run) -> None:
-        """Open the run's next round. If two do it at once, the first one's holds."""
+        """Open the run's next round, unless its budget of privacy is spent. If two do it at once, the first
+        one's holds."""
+        if run.kind == "train" and (why := stopped(self._ledger, run.name, run.settings, run.round)):
+            self._stop(run, why)
+            return
         round = next_round(run, self._ledger.fleet(), self._policies.select, self._objects, self._clock())
         decision = opened(round, round.opened_at)
         committed = replace(decision.round, outbox=decision.effects)
         if self._ledger.save_round(committed, expect=0):
             self._act(committed, 1)
+
+    def _stop(self, run: Run, why: str) -> None:
+        """End the run after the round before the one that it was to open."""
+        current, version = self._run()
+        if current == run:
+            ended = replace(run, round=run.round - 1, state=RunState.DONE, ended_at=self._clock(), reason=why)
+            self._ledger.save_run(ended, expect=version)
 
     def _go_on(self, round: Round) -> None:
         run, version = self._run()
