@@ -17,7 +17,7 @@ lint: .venv/ready
 	@$(BIN)/lint-imports
 
 bench: .venv/ready
-	@for name in overhead fold select attack proximal; do $(BIN)/python -m bench $$name || exit 1; done
+	@for name in overhead fold select attack proximal privacy; do $(BIN)/python -m bench $$name || exit 1; done
 
 # Everything with pip, under the versions that were tested together; again when either file changes.
 .venv/ready: pyproject.toml constraints.txt hatch_build.py src/fleetfold/fold/_kernel.c

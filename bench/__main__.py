@@ -5,10 +5,11 @@ from cyclopts import App
 from bench.attack import attack
 from bench.fold import fold
 from bench.overhead import overhead
+from bench.privacy import privacy
 from bench.proximal import proximal
 from bench.selection import select
 
-BENCHMARKS = (overhead, fold, select, attack, proximal)
+BENCHMARKS = (overhead, fold, select, attack, proximal, privacy)
 
 app = App(
     name="python -m bench",
