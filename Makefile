@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench fuzz clean
 
 demo: .venv/ready
 	@$(BIN)/fleetfold demo
@@ -17,7 +17,11 @@ lint: .venv/ready
 	@$(BIN)/lint-imports
 
 bench: .venv/ready
-	@for name in overhead fold select attack proximal privacy; do $(BIN)/python -m bench $$name || exit 1; done
+	@for name in overhead fold select buffered attack codecs proximal privacy; do $(BIN)/python -m bench $$name || exit 1; done
+
+# Mutated updates through the gate and the fold: FUZZ_FILES of them (a million), from FUZZ_SEED (any).
+fuzz: .venv/ready
+	@$(BIN)/python -m tests.fuzz
 
 # Everything with pip, under the versions that were tested together; again when either file changes.
 .venv/ready: pyproject.toml constraints.txt hatch_build.py src/fleetfold/fold/_kernel.c

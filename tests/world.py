@@ -6,7 +6,7 @@ world.model()                # the newest model's bytes
 """
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from fleetfold.coordinator.opening import open_run
 from fleetfold.coordinator.policy import policies
 from fleetfold.fold.tensors import Tensors, write
 from fleetfold.ledger import Ledger
+from fleetfold.messages import Kind, Task
 from fleetfold.ports import Objects, fetch
 from fleetfold.round.run import Run
 from fleetfold.settings import Settings
@@ -119,14 +120,16 @@ class World:
                 agent.resume()
             coordinator.resume()
             while (wake := coordinator.step()) != float("inf"):
-                tasks = link.tasks()
-                for task in tasks:
-                    agents[task.device].handle(task)
-                if not tasks and not self.bus.letters():
-                    self.now = max(self.now, wake)
+                self.pass_time(agents, link.tasks(), wake)
         except Died:
             pass
         return faults.steps
+
+    def pass_time(self, agents: dict[str, Agent], tasks: Sequence[Task], wake: float) -> None:
+        for task in tasks:
+            agents[task.device].handle(task)
+        if not tasks and not self.bus.letters():
+            self.now = max(self.now, wake)
 
     def run(self) -> Run:
         found = self.ledger.run("r")
@@ -135,3 +138,45 @@ class World:
 
     def model(self) -> bytes:
         return fetch(self.objects, layout.model("r", self.run().version))
+
+
+Part = tuple[str, Kind, int]
+"""A device's part in one round: (device, kind, round)."""
+
+
+class Paced(World):
+    """A world whose devices take their own time: `pace(device, round)` seconds from the invitation on, also
+    if everything dies meanwhile. It notes in `twice` who was asked while at work, before the deadline."""
+
+    def __init__(self, pace: Callable[[str, int], float], devices: int = 6, **settings: object) -> None:
+        super().__init__(devices, **settings)  # type: ignore[arg-type]
+        self.pace = pace
+        self.due: dict[Part, float] = {}
+        self.at_work: dict[Part, Task] = {}
+        self.answered: set[Part] = set()
+        self.twice: list[tuple[Part, Part]] = []
+
+    def pass_time(self, agents: dict[str, Agent], tasks: Sequence[Task], wake: float) -> None:
+        for task in tasks:
+            self._begin((task.device, task.kind, task.round), task)
+        if self.bus.letters():
+            return
+        first = min(self.at_work, key=self.due.__getitem__, default=None)
+        if first is None or self.due[first] > wake:
+            self.now = max(self.now, wake)
+            return
+        self.now = max(self.now, self.due[first])
+        for part in [part for part in self.at_work if self.due[part] <= self.now]:
+            agents[part[0]].handle(self.at_work[part])
+            self.answered.add(part)
+            del self.at_work[part]
+
+    def _begin(self, part: Part, task: Task) -> None:
+        self.due.setdefault(part, self.now + self.pace(task.device, task.round))
+        for other, earlier in self.at_work.items():
+            if other[0] == part[0] and other != part and self.now < earlier.deadline:
+                where = layout.round(earlier.run, earlier.round, earlier.kind)
+                if self.ledger.arrival(where, earlier.device) is None:  # else a life before was the last
+                    self.twice.append((other, part))
+        if part not in self.answered:
+            self.at_work[part] = task

@@ -25,11 +25,23 @@ class BadConfig(FleetfoldError):
 
 
 class BadUpdate(FleetfoldError):
-    """The device's: what it sent is not an update for this round. It is quarantined, the round goes on."""
+    """The device's: what it sent is not an update for this round. It is quarantined, the round goes on.
+
+    Its sentence may quote the device: it is kept in records and shown on screens, and fit for both.
+    """
+
+    def __init__(self, sentence: str, *, next: str = "") -> None:
+        super().__init__(shown(sentence), next=next)
 
 
 class Unavailable(FleetfoldError):
     """The wire's: a disk, a database or a peer does not answer. Nothing is lost; try again."""
+
+
+def shown(text: str, most: int = 500) -> str:
+    """What a device said, in so many characters that can be printed: no terminal obeys it."""
+    plain = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[:most])
+    return "".join(plain)[:most]
 
 
 def blame(error: BaseException, folder: str = "") -> str:

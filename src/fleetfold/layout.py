@@ -78,6 +78,11 @@ def round_of(update: str) -> str:
     return update.partition("/updates/")[0]
 
 
+def number_of(update: str) -> int:
+    """The number of the round that an update was made for."""
+    return int(round_of(update).rpartition("/")[2].partition("-")[0])
+
+
 def quarantine(round: str, device: str) -> str:
     return f"{round}/quarantine/{device}.json"
 

@@ -19,7 +19,7 @@ Metrics = dict[str, float | None]
 """Numbers by name. None where a device computed NaN or infinity, which JSON cannot say."""
 
 
-class Timings(Struct, frozen=True, kw_only=True):
+class Timings(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How long each step took on the device, in seconds of its own clock; None: not taken."""
 
     download: float | None = None
@@ -27,7 +27,7 @@ class Timings(Struct, frozen=True, kw_only=True):
     upload: float | None = None
 
 
-class Form(Struct, frozen=True):
+class Form(Struct, frozen=True, omit_defaults=True):
     """How an update travels: its codec (fold/codecs.py), whether it is the difference to the model that the
     device was given, and which of the model's tensors it carries: a bit each, in hex; "" is all of them."""
 
@@ -77,10 +77,11 @@ class Evaluation(Struct, frozen=True, kw_only=True):
     metrics: Metrics
 
 
-class UpdateHeader(Struct, frozen=True, kw_only=True):
-    """Who made an update, for which round, of how many examples. Lies in the update file's header."""
+class UpdateHeader(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """Who made an update, for which round, of how many examples. Lies in the update file's header, where
+    what is not said takes no room; the version is always said."""
 
-    v: int = PROTOCOL
+    v: int = field(default_factory=lambda: PROTOCOL)
     run: str
     round: int
     kind: Kind

@@ -28,7 +28,10 @@ class Settings(Struct, frozen=True, kw_only=True):
     workers: Annotated[int, Meta(description="processes that train; 0: one per core", ge=0)] = 0
     seed: Annotated[int, Meta(description="of the first model, the cohorts and the training", ge=0)] = 0
 
-    cohort: Annotated[Share, Meta(description="devices wanted in a round: a count or a share")] = 1.0
+    mode: Annotated[
+        str, Meta(description="rounds, or buffered: fold every `target` updates of any round")
+    ] = "rounds"
+    cohort: Annotated[Share, Meta(description="devices wanted in a round; buffered: at work at once")] = 1.0
     over_select: Annotated[float, Meta(description="invite this share more than wanted", ge=0)] = 0.0
     select: Annotated[
         str, Meta(description="who is invited: turnaround, fastest, all, random, recent, module:name")
@@ -42,7 +45,9 @@ class Settings(Struct, frozen=True, kw_only=True):
     deadline: Annotated[float, Meta(description="stop waiting after this long", gt=0)] = 600.0
     close: Annotated[str, Meta(description="when to stop waiting: target, or module:name")] = "target"
     lease: Annotated[float, Meta(description="a folder silent this long has died", gt=0)] = 60.0
-    late: Annotated[str, Meta(description="an update after its round closed: drop or credit")] = "drop"
+    late: Annotated[
+        str, Meta(description="an update after its round closed: drop or credit; buffered: always credit")
+    ] = "drop"
     staleness: Annotated[
         float, Meta(description="a credited update s versions old weighs 1/(1+s)^staleness", ge=0)
     ] = 0.5
@@ -135,9 +140,19 @@ class Settings(Struct, frozen=True, kw_only=True):
         msgspec.field(default_factory=dict)
     )
 
+    @property
+    def buffered(self) -> bool:
+        return self.mode == "buffered"
+
+    @property
+    def credits_late(self) -> bool:
+        """Whether late updates count: always in a buffered run, where hardly any is on time."""
+        return self.buffered or self.late == "credit"
+
 
 DURATIONS = frozenset({"deadline", "lease", "wait", "wait_most", "cadence"})
 CHOICES: Mapping[str, tuple[str, ...]] = {
+    "mode": ("rounds", "buffered"),
     "select": ("turnaround", "fastest", "all", "random", "recent", ":"),
     "close": ("target", ":"),
     "late": ("drop", "credit"),

@@ -287,6 +287,11 @@ def test_a_fleet_is_simulated_and_policies_compared(home: Path) -> None:
             "sim", "fleet.toml", "--rounds", "30", "--cohort", "3", "--vary", "select=fastest,all", "--json"
         ).stdout
     ), "the same seed, the same simulation"
+    buffered = ("--mode", "buffered", "--target", "1", "--select", "random")
+    result = fleetfold("sim", "fleet.toml", "--rounds", "90", "--cohort", "3", *buffered, "--json")
+    unawaited = json.loads(result.stdout)
+    assert unawaited["updates"] == 90
+    assert unawaited["seconds_per_update"] < everyone["seconds_per_update"]
     Path("bad.toml").write_text('[[class]]\nname = "fast"\ndevices = 0\ncompute = 1.0\n')
     refused(fleetfold("sim", "bad.toml"), "bad.toml", "devices")
 

@@ -1,6 +1,10 @@
 """The fold: exact, in any arrangement, and honest about what it cannot fold."""
 
+import os
+import threading
 from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +17,7 @@ from fleetfold.fold.codecs import encode
 from fleetfold.fold.floats import narrowed, widened
 from fleetfold.fold.fold import MEAN, ChunkFold, Recipe, Source, Unfit, fold_shard, measured
 from fleetfold.fold.kernel import NUMPY
-from fleetfold.fold.plan import Shard, Site, plan
+from fleetfold.fold.plan import Shard, Site, plan_fold
 from fleetfold.fold.robust import distances, median, norms_squared
 from fleetfold.fold.tensors import (
     FLOATS,
@@ -23,11 +27,10 @@ from fleetfold.fold.tensors import (
     header_in,
     parse_header,
     read,
-    views,
     write,
     write_header,
 )
-from fleetfold.fold.wire import CODECS, Wire, mask
+from fleetfold.fold.wire import CODECS, SCALES, VALUES, Wire, mask
 from fleetfold.messages import Form
 
 FULL = Form()
@@ -168,7 +171,7 @@ def test_any_layout_codec_base_and_subset_is_folded_as_in_64_bits_and_no_plan_ch
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("fleetfold.fold.plan.PAGE", cut)
             site = Site(name="here", bandwidth=1.0, folders=5, part=1)
-            return list(plan(model, len(sources), 1, site).shards)
+            return list(plan_fold(model, len(sources), 1, site).shards)
 
     shards = cuts()
     assert [s.start for s in shards[1:]] == [s.stop for s in shards[:-1]]
@@ -211,6 +214,50 @@ def decoded(source: Source, name: str, base: np.ndarray) -> np.ndarray:
     if base.size:
         decode(source.wire, source.sent, source.read, tensor, 0, out, Scratch(), NUMPY)
     return out.reshape(base.shape).astype(np.float64)
+
+
+@pytest.mark.parametrize("n", [1, 3, 4, 31, 32, 33, 65, 300])
+def test_files_are_read_and_summed_by_the_kernel_itself_with_the_same_bytes(n: int, tmp_path: Path) -> None:
+    updates = [{"w": np.random.default_rng(k).normal(size=5000).astype(np.float32)} for k in range(n)]
+    model, wire = header(updates[0]), Wire(header(updates[0]), FULL)
+    with ExitStack() as stack:
+        plain, held = [], []
+        for k, u in enumerate(updates):
+            data = write(u)
+            (tmp_path / f"{k}").write_bytes(data)
+            file = stack.enter_context(open(tmp_path / f"{k}", "rb"))
+            plain.append(Source(name=f"{k}", weight=k + 1, wire=wire, read=reading(data)))
+            held.append(replace(plain[-1], file=(file.fileno(), header_in(data).begin)))
+        for chunk in (5000, 777):
+            whole = b"".join(fold_shard(plain, model, kernel=NUMPY, chunk=chunk))
+            assert b"".join(fold_shard(held, model, chunk=chunk)) == whole
+            assert b"".join(fold_shard(held, model, chunk=chunk, threads=2)) == whole
+        os.truncate(tmp_path / "0", 1000)
+        assert b"".join(fold_shard(held, model)) == whole, "what is cut off is left to `read`, which says so"
+        poisoned = {"w": np.where(np.arange(5000) == 4321, np.nan, updates[0]["w"]).astype(np.float32)}
+        (tmp_path / "0").write_bytes(write(poisoned))
+        bad = replace(held[0], read=reading(write(poisoned)))
+        with pytest.raises(Unfit, match="not finite"):
+            b"".join(fold_shard([bad, *held[1:]], model))
+
+
+def test_reads_are_in_flight_together_as_deep_as_the_plan_says() -> None:
+    model = {"w": np.arange(100, dtype=np.float32)}
+    together = threading.Barrier(6)
+
+    def waiting(data: bytes) -> Callable[[int, memoryview], None]:
+        plain = reading(data)
+
+        def read(place: int, into: memoryview) -> None:
+            together.wait(timeout=30)  # goes on when six reads wait, and not before
+            plain(place, into)
+
+        return read
+
+    wire = Wire(header(model), FULL)
+    sources = [Source(name=f"{k}", weight=1.0, wire=wire, read=waiting(write(model))) for k in range(3)]
+    chunks = fold_shard(sources, header(model), depth=6, chunk=25)
+    assert np.allclose(np.frombuffer(b"".join(chunks), np.float32), model["w"])
 
 
 @given(st.permutations(range(9)))
@@ -263,7 +310,7 @@ def test_measures_are_the_same_over_any_shards_for_models_and_for_differences() 
     updates = [{**model, "w": model["w"] + chance.normal(size=200_000).astype(np.float32)} for _ in range(4)]
     recipe = Recipe(bases={0: reading(write(model))})
     plain = [source(str(k), u, model=model) for k, u in enumerate(updates)]
-    shards = plan(header(model), 4, 1, Site(name="here", bandwidth=1.0, folders=3, part=1)).shards
+    shards = plan_fold(header(model), 4, 1, Site(name="here", bandwidth=1.0, folders=3, part=1)).shards
     assert len(shards) > 1
     for measure, together in ((distances, True), (norms_squared, False)):
         whole = measured(plain, header(model), measure, recipe, together=together)
@@ -311,8 +358,7 @@ def test_the_largest_finite_values_do_not_overflow() -> None:
 def test_scales_that_make_values_overflow_are_found_in_the_pass() -> None:
     model = {"w": np.zeros(2000, np.float32)}
     wire = Wire(header(model), Form("int8", True))
-    tensors = views(write({"w": np.full(2000, 100, np.int8)}), header({"w": np.full(2000, 100, np.int8)}))
-    data = write({**tensors, "fleetfold.scales": np.array([1e-3, 1e38], np.float32)})
+    data = write({VALUES: np.full(2000, 100, np.int8), SCALES: np.array([1e-3, 1e38], np.float32)})
     bomb = Source(name="bomb", weight=1.0, wire=wire, read=reading(data))
     with pytest.raises(Unfit, match="not finite"):
         folded([bomb], header(model), recipe=Recipe(bases={0: reading(write(model))}))
@@ -338,6 +384,34 @@ def test_a_top_k_whose_pages_do_not_fit_is_found_in_the_pass(
     bad = Source(name="bad", weight=1.0, wire=wire, read=reading(data), sent=2)
     with pytest.raises(Unfit, match=said):
         folded([bad], header(model), recipe=Recipe(bases={0: reading(write(model))}))
+
+
+def test_a_boolean_that_is_neither_true_nor_false_is_found_in_the_pass() -> None:
+    model = {"w": np.zeros(2, np.float32), "mask": np.array([True, False])}
+    data = bytearray(write(model))
+    data[-1] = 7
+    bad = Source(name="bad", weight=1.0, wire=Wire(header(model), Form()), read=reading(bytes(data)))
+    with pytest.raises(Unfit, match="neither true nor false"):
+        folded([bad], header(model))
+
+
+@pytest.mark.parametrize("how", [{}, {"depth": 2}])
+def test_a_signaling_nan_is_found_without_a_warning(how: dict[str, int]) -> None:
+    model = {"d": np.zeros(3)}
+    data = write({"d": np.array([0, 0x7F800001, 0], np.uint32).view(np.float32)})
+    bad = Source(name="bad", weight=1.0, wire=Wire(header(model), Form("fp32")), read=reading(data))
+    with pytest.raises(Unfit, match="not finite"):
+        folded([bad], header(model), **how)
+
+
+def test_a_difference_that_leads_beyond_the_largest_double_ends_there() -> None:
+    largest = np.finfo(np.float64).max
+    model = {"d": np.full(3, largest)}
+    up = Source(
+        name="up", weight=1.0, wire=Wire(header(model), Form("full", True)), read=reading(write(model))
+    )
+    result = folded([up], header(model), recipe=Recipe(bases={0: reading(write(model))}))
+    assert result["d"].tolist() == [largest] * 3
 
 
 def test_the_users_own_fold_is_given_all_updates_of_a_coordinate() -> None:

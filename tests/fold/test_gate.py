@@ -1,16 +1,19 @@
 """The gate: what is not exactly an update for this round does not count, and costs nothing."""
 
+import json
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from fleetfold.errors import BadUpdate
 from fleetfold.fold.gate import Expected, admit
-from fleetfold.fold.tensors import Tensors, parse_header, write
-from fleetfold.messages import Evaluation, UpdateHeader, encode
+from fleetfold.fold.tensors import Header, Tensors, parse_header, write
+from fleetfold.fold.wire import carried
+from fleetfold.messages import Evaluation, Form, Timings, UpdateHeader, encode
 
 MODEL: Tensors = {"w": np.zeros((4, 3), np.float32), "b": np.zeros(3, np.float32), "n": np.array(0, np.int64)}
 HEADER = UpdateHeader(run="r", round=2, kind="train", device="d", examples=5)
@@ -52,6 +55,12 @@ def test_an_update_for_this_round_is_admitted() -> None:
         ({"metrics": {f"m{i}": 0.0 for i in range(65)}}, "65 metrics"),
         ({"metrics": {"x" * 1000: 0.0}}, "1000 characters"),
         ({"evaluation": Evaluation(examples=1, metrics={"": 0.0})}, "0 characters"),
+        ({"metrics": {"\x1b[2Jloss": 0.0}}, "cannot be printed"),
+        ({"metrics": {"a\u202eb": 0.0}}, "cannot be printed"),
+        ({"evaluation": Evaluation(examples=0, metrics={})}, "0 examples"),
+        ({"evaluation": Evaluation(examples=10**400, metrics={})}, "examples|0000"),
+        ({"took": Timings(download=1e308)}, "took a time that is none"),
+        ({"took": Timings(compute=-1.0)}, "took a time that is none"),
     ],
 )
 def test_a_header_that_claims_something_else_than_where_it_lies_is_refused(
@@ -107,3 +116,62 @@ def test_no_mutation_that_changes_what_an_update_is_gets_in(data: st.DataObject)
         return
     assert (header.run, header.round, header.device, header.kind) == ("r", 2, "d", "train")
     assert parse_header(bytes(mutated), len(mutated)).layout == expected().model.layout  # type: ignore[union-attr]
+
+
+def test_an_evaluation_has_no_form_for_its_record_to_keep() -> None:
+    nothing = Expected(run="r", round=2, kind="evaluate", device="d", model=None)
+    for form in (Form("full", False, "f" * 9000), Form("int8"), Form("full", True)):
+        header = UpdateHeader(run="r", round=2, kind="evaluate", device="d", examples=5, form=form)
+        data = write({}, encode(header))
+        with pytest.raises(BadUpdate, match="has no form"):
+            admit(reader(data), len(data), nothing)
+
+
+@pytest.mark.parametrize("kind", ["\x1b]0;owned\x07", "\x1b[2J" * 500, "a\r\nb", "\u202e"])
+def test_a_reason_that_quotes_a_device_can_be_shown_on_a_terminal(kind: str) -> None:
+    about = encode(HEADER).replace(b'"train"', json.dumps(kind).encode())
+    with pytest.raises(BadUpdate, match="Invalid enum value") as error:
+        judged(write(MODEL, about))
+    assert error.value.sentence.isprintable()
+    assert len(error.value.sentence) <= 500
+
+
+def test_a_name_is_said_once_or_two_readers_may_see_two_files() -> None:
+    data = write(MODEL, encode(HEADER))
+    begin = 8 + int.from_bytes(data[:8], "little")
+    head = data[8:begin].rstrip()
+    first = head.index(b'"w":')
+    again = b'"w":{"dtype":"I32","shape":[12],"data_offsets":[0,48]},'
+    for forged, said in [
+        (head[:first] + again + head[first:], "header names 'w' twice"),
+        (head.replace(b'"dtype":"F32"', b'"dtype":"I32","dtype":"F32"', 1), "do not say where it lies"),
+        (head.replace(b'"dtype":"F32"', b'"x":[],"dtype":"F32"', 1), "do not say where it lies"),
+        (
+            head.replace(b'{"fleetfold":', b'{"fleetfold":"","fleetfold":', 1),
+            "metadata names something twice",
+        ),
+    ]:
+        with pytest.raises(BadUpdate, match=said):
+            judged(len(forged).to_bytes(8, "little") + forged + data[begin:])
+
+
+@pytest.mark.parametrize(
+    ("partial", "asked", "sent"), [(False, "", "5"), (False, "5", "1"), (True, "5", "2")]
+)
+def test_a_part_of_the_tensors_will_do_only_where_it_may_and_none_beyond(
+    partial: bool, asked: str, sent: str
+) -> None:
+    form = Form("full", False, sent)
+    some = {t.name: MODEL[t.name] for t in carried(_model(), sent)}
+    data = write(some, encode(replace(HEADER, form=form)))
+    where = replace(expected(), carried=asked, partial=partial)
+    with pytest.raises(BadUpdate, match=r"is missing|is not for devices to send"):
+        admit(reader(data), len(data), where)
+    allowed = replace(where, carried=sent)
+    assert admit(reader(data), len(data), allowed).header.form == form
+
+
+def _model() -> Header:
+    found = expected().model
+    assert found is not None
+    return found

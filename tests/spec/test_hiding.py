@@ -16,9 +16,9 @@ from fleetfold.adapters.memory import MemoryObjects, NoAlarm
 from fleetfold.cli.board import rounds_table
 from fleetfold.coordinator import Coordinator
 from fleetfold.coordinator.accountant import spent
-from fleetfold.coordinator.folding import header_of
 from fleetfold.coordinator.hiding import check, set_of, terms
 from fleetfold.coordinator.policy import policies
+from fleetfold.coordinator.sources import header_of
 from fleetfold.errors import BadConfig
 from fleetfold.fold.privacy import deviation, next_clip
 from fleetfold.fold.tensors import Tensors, read
@@ -395,6 +395,7 @@ def test_every_round_shows_what_was_spent_until_then() -> None:
         ({"fold": "clipped_mean"}, "fold = clipped_mean"),
         ({"fold": "mine:own"}, "fold = mine:own"),
         ({"late": "credit"}, "late = credit"),
+        ({"mode": "buffered"}, "mode = buffered"),
         ({"partial": True}, "partial = True"),
         ({"norm_most": 3.0}, "norm_most = 3"),
         ({"clip": 0.0}, "needs a clip"),

@@ -3,15 +3,21 @@
 import json
 import re
 from collections.abc import Callable
+from random import Random
 
 import numpy as np
 import pytest
 
 from fleetfold import Trained, Work, layout
+from fleetfold.adapters.memory import MemoryObjects, MemoryRecords
+from fleetfold.coordinator.folding import average
+from fleetfold.coordinator.intake import Intake
 from fleetfold.fold.tensors import Tensors, read, write
-from fleetfold.messages import Report, UpdateHeader, encode
+from fleetfold.ledger import Ledger
+from fleetfold.messages import Report, Timings, UpdateHeader, encode
 from fleetfold.ports import fetch
 from fleetfold.round.run import RunState
+from fleetfold.round.state import Policy, Round
 from tests.world import Walk, World
 
 
@@ -142,6 +148,64 @@ def test_a_file_that_changes_after_it_was_admitted_is_taken_out() -> None:
     world.live()
     assert world.run().state is RunState.DONE
     assert "no longer the file that was admitted" in reason(world)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_rounds_in_which_all_devices_but_one_send_spoilt_files_end_with_a_finite_model(seed: int) -> None:
+    def tamper(device: str, update: bytes) -> bytes:
+        chance, data = Random(f"{seed} {device} {len(update)}"), bytearray(update)
+        for _ in range(chance.randrange(1, 9) if device != "d0" else 0):
+            place = chance.randrange(len(data))
+            data[place : place + chance.choice((0, 1, 1, 1, 9))] = chance.randbytes(
+                chance.choice((0, 1, 1, 1, 9))
+            )
+        return bytes(data)
+
+    world = World(devices=9, rounds=3, quorum=1, tamper=tamper)
+    world.live()
+    assert world.run().state is RunState.DONE
+    assert world.run().version == 3
+    assert np.isfinite(read(world.model())[0]["w"]).all()
+    for number in (1, 2, 3):
+        for arrival in world.ledger.arrivals(layout.round("r", number, "train")).values():
+            assert arrival.reason.isprintable()
+
+
+def test_what_a_report_says_cannot_write_to_a_terminal_nor_take_longer_than_time() -> None:
+    world = World(rounds=1, target=1.0, devices=3)
+    world.coordinator(_never()).step()
+    for device, state in (("d0", "failed"), ("d1", "refused"), ("d2", "delivered")):
+        took = Timings(download=1e308, compute=-1.0)
+        world.bus.post(
+            Report(
+                run="r", round=1, kind="train", device=device, state=state, reason="\x1b[2J" * 999, took=took
+            )
+        )  # fmt: skip
+    world.live()
+    arrivals = world.ledger.arrivals(layout.round("r", 1, "train"))
+    assert len(arrivals) == 3
+    for arrival in arrivals.values():
+        assert arrival.reason.isprintable()
+        assert len(arrival.reason) < 600
+        assert arrival.took == Timings()
+
+
+def test_an_update_that_goes_while_it_is_judged_is_refused() -> None:
+    class Going(MemoryObjects):
+        def size(self, key: str) -> int | None:
+            return super().size(key) or (99 if key.endswith("d1.safetensors") else None)
+
+    policy = Policy(target=1, quorum=1, deadline=9.0)
+    round = Round(run="r", number=1, base=0, cohort="c", invited=2, policy=policy, opened_at=0.0)
+    report = Report(run="r", round=1, kind="train", device="d1", state="delivered")
+    intake = Intake(Ledger(MemoryRecords()), Going(), round, {"d1": 0}, None, World().settings)
+    judged = intake.judge([report], 1.0)
+    assert judged[0].reason == "there is no update at runs/r/rounds/000001/updates/d1.safetensors"
+
+
+@pytest.mark.parametrize("value", [1e308, -1e308])
+def test_a_mean_of_metrics_that_overflows_is_none(value: float) -> None:
+    assert average([({"loss": value}, 1 << 40)]) == {"loss": None}
 
 
 def _never():  # type: ignore[no-untyped-def]

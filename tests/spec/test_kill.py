@@ -10,14 +10,17 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
 import pytest
 
 from fleetfold import layout, wiring
+from fleetfold.ledger import place
 from fleetfold.ports import fetch
 from fleetfold.round.run import RunState
+from fleetfold.round.state import Phase
 from fleetfold.wiring import Place
 
 APP = """
@@ -37,6 +40,20 @@ class Walk:
 trainer = Walk()
 """
 SETTINGS = ["--devices", "3", "--rounds", "2", "--workers", "1", "--evaluate", "off"]
+BUFFERED = [
+    "--devices",
+    "3",
+    "--rounds",
+    "6",
+    "--workers",
+    "1",
+    "--mode",
+    "buffered",
+    "--target",
+    "2",
+    "--keep",
+    "0",
+]
 
 
 def fleetfold(home: Path, *arguments: str, faults: str = "") -> subprocess.CompletedProcess[str]:
@@ -103,6 +120,26 @@ def resume_and_compare(tmp_path: Path) -> None:
     for line in log.read_text().splitlines()[len(before) :]:
         number, device = line.split()
         assert delivered.get(device) != f"{int(number):06}", "a finished update was trained again"
+
+
+@pytest.mark.parametrize("faults", ["coordinator:25", "coordinator:52", "coordinator:79", "worker-0:14"])
+def test_a_buffered_run_that_is_killed_counts_each_update_once(faults: str, tmp_path: Path) -> None:
+    killed = fleetfold(tmp_path, "run", str(app(tmp_path)), *BUFFERED, "--json", faults=faults)
+    if faults.startswith("coordinator"):
+        assert killed.returncode == -signal.SIGKILL
+        resumed = fleetfold(tmp_path, "run", "--resume", "latest", "--json")
+        assert resumed.returncode == 0, resumed.stderr
+    ledger = wiring.ledger(Place(tmp_path, "walk-1"))
+    rounds = ledger.rounds("walk-1")
+    assert [r.phase for r in rounds] == [Phase.DONE] * 6
+    counts: Counter[str] = Counter()
+    for r in rounds:
+        arrivals = {a.seat: a for a in ledger.arrivals(place(r)).values()}
+        counts.update([*(arrivals[seat].key for seat in r.arrived), *r.credits])
+        came = [a for a in arrivals.values() if a.at < rounds[-1].closed_at]
+        assert all(a.state in ("admitted", "credited") for a in came)
+    assert counts.total() >= 6 * 2
+    assert set(counts.values()) == {1}
 
 
 @pytest.mark.parametrize("at", range(1, 49))

@@ -24,9 +24,15 @@ from fleetfold.round.events import (
 from fleetfold.round.state import ENDED, Phase, Policy, Round
 
 
-def a_round(target: int = 3, quorum: int = 2, invited: int = 4, deadline: float = 10.0) -> Round:
-    policy = Policy(target=target, quorum=quorum, deadline=deadline, lease=5.0)
-    round = Round(run="r", number=1, base=0, cohort="c", invited=invited, policy=policy, opened_at=100.0)
+def a_round(
+    target: int = 3, quorum: int = 2, invited: int = 4, deadline: float = 10.0, owed: int | None = None
+) -> Round:
+    """`owed`: updates that the round before owes to this one, which is then buffered."""
+    policy = Policy(target=target, quorum=quorum, deadline=deadline, lease=5.0, buffered=owed is not None)
+    round = Round(
+        run="r", number=2, base=0, cohort="c", invited=invited, policy=policy, opened_at=100.0,
+        owed=frozenset((1, seat) for seat in range(owed or 0)),
+    )  # fmt: skip
     return opened(round, 100.0).round
 
 
@@ -39,6 +45,16 @@ def after(round: Round, *events: Event, now: float = 101.0) -> Decision:
 
 def arrived(*seats: int) -> Arrived:
     return Arrived(frozenset(seats))
+
+
+def credited(*seats: int) -> Arrived:
+    """Updates of the round before, and that they are not owed any more."""
+    return Arrived(credits=frozenset(map(str, seats)), answered=frozenset((1, seat) for seat in seats))
+
+
+def excused(*seats: int) -> Arrived:
+    """Devices of the round before that were refused there."""
+    return Arrived(answered=frozenset((1, seat) for seat in seats))
 
 
 def refused(*seats: int) -> Refused:
@@ -105,6 +121,33 @@ def test_a_fold_of_another_set_than_the_rounds_is_not_published() -> None:
     assert stale.reason.startswith("ignored")
 
 
+def test_a_buffered_round_counts_late_updates_towards_target_and_quorum() -> None:
+    decision = after(a_round(owed=3), arrived(0), credited(1), credited(2))
+    assert decision.effects == (Fold(),)
+    assert decision.reason == "folding 3 updates, 2 of earlier rounds: target 3 reached"
+    late = after(a_round(owed=3), credited(1, 2), Ticked(), now=110.0)
+    assert late.reason == "folding 2 updates, 2 of earlier rounds: deadline passed"
+    assert after(late.round, Disqualified(credits=frozenset("1"))).round.phase is Phase.FAILED
+    assert after(a_round(), arrived(0), credited(1, 2)).reason.startswith("waiting: 1 of 3"), "not buffered"
+
+
+def test_a_buffered_round_is_not_over_while_updates_are_owed_to_it_and_at_its_deadline_it_is() -> None:
+    waiting = after(a_round(owed=2), refused(0, 1, 2, 3))
+    assert waiting.reason == "waiting: 0 of 3 updates, 9 s left"
+    assert after(waiting.round, Ticked(), now=110.0).reason == "0 updates, quorum 2: deadline passed"
+    assert after(waiting.round, excused(0)).round.phase is Phase.OPEN
+    over = after(waiting.round, excused(0), credited(1))
+    assert over.reason == "1 update, 1 of earlier rounds, quorum 2: every device has answered, 4 refused"
+
+
+def test_a_buffered_round_may_invite_nobody_and_live_from_what_is_owed() -> None:
+    decision = opened(a_round(invited=0, owed=3), 100.0)
+    assert decision.reason == "invited 0 devices, 3 updates owed"
+    assert after(decision.round, credited(0, 1, 2)).round.phase is Phase.FOLDING
+    assert after(decision.round, Resumed(), now=105.0).round.deadline_at == 115.0
+    assert after(a_round(invited=0), Ticked()).reason == "0 updates, quorum 2: nobody is at work"
+
+
 def test_a_silent_folder_is_replaced_when_its_lease_is_over() -> None:
     folding = after(a_round(), arrived(0, 1, 2)).round
     assert not after(folding, Ticked(), now=105.9).effects
@@ -133,12 +176,15 @@ def test_the_diagram_is_drawn_from_the_table() -> None:
 class AnyRound(RuleBasedStateMachine):
     """Duplicates, reorderings, silence, refusals, lost folders, and deaths between commit and act."""
 
-    @initialize(quorum=st.integers(1, 4), more=st.integers(0, 3), invited=st.integers(0, 3))
-    def opened(self, quorum: int, more: int, invited: int) -> None:
+    @initialize(
+        quorum=st.integers(1, 4), more=st.integers(0, 3), invited=st.integers(0, 3),
+        owed=st.none() | st.integers(0, 4),
+    )  # fmt: skip
+    def opened(self, quorum: int, more: int, invited: int, owed: int | None) -> None:
         target = quorum + more
         self.now, self.path, self.published, self.todo = 100.0, [Phase.OPEN], 0, []
         self.seen: list[Event] = []
-        self.round = a_round(target=target, quorum=quorum, invited=target + invited)
+        self.round = a_round(target=target, quorum=quorum, invited=target + invited, owed=owed)
 
     def feed(self, event: Event) -> None:
         before, decision = self.round, decide(self.round, event, self.now)
@@ -147,6 +193,9 @@ class AnyRound(RuleBasedStateMachine):
             assert replayed.round == decision.round, "replaying an event changes nothing"
             assert not replayed.effects
         assert decision.reason, "every decision says why"
+        if before.phase is Phase.OPEN and decision.round.phase is Phase.FAILED:
+            unheard = self.now < before.deadline_at and len(decision.round.owed)
+            assert not unheard, "it does not fail while updates may still come"
         if decision.round.phase is not before.phase:
             self.path.append(decision.round.phase)
         self.round, self.todo = decision.round, [*self.todo, *decision.effects]
@@ -155,6 +204,11 @@ class AnyRound(RuleBasedStateMachine):
     @rule(seats=st.frozensets(st.integers(0, 9)))
     def updates_arrive(self, seats: frozenset[int]) -> None:
         self.feed(Arrived(frozenset(s for s in seats if s < self.round.invited)))
+
+    @rule(seats=st.frozensets(st.integers(0, 3)), fit=st.booleans())
+    def owed_updates_come(self, seats: frozenset[int], fit: bool) -> None:
+        owed = {seat for seat in seats if (1, seat) in self.round.owed}
+        self.feed(credited(*owed) if fit else excused(*owed))
 
     @rule(seats=st.frozensets(st.integers(0, 9), max_size=2))
     def devices_are_refused(self, seats: frozenset[int]) -> None:
@@ -201,7 +255,7 @@ class AnyRound(RuleBasedStateMachine):
         if hasattr(self, "path"):
             assert self.published <= 1
             if self.round.phase is Phase.DONE:
-                assert len(self.round.arrived) >= self.round.policy.quorum
+                assert self.round.counted >= self.round.policy.quorum
 
     @invariant()
     def nobody_both_counts_and_is_refused(self) -> None:

@@ -1,5 +1,6 @@
 """The ports in one process's memory: for simulation and for tests. Nothing survives the process."""
 
+from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Sequence
 
 from fleetfold.messages import Report, Task
@@ -47,6 +48,7 @@ class _Held:
 class MemoryRecords:
     def __init__(self) -> None:
         self._data: dict[str, Record] = {}
+        self._keys: list[str] = []  # in order: a scan looks only at what it returns
 
     def get(self, key: str) -> Record | None:
         return self._data.get(key)
@@ -55,16 +57,23 @@ class MemoryRecords:
         current = self._data.get(key)
         if (current.version if current else 0) != expect:
             return False
-        self._data[key] = Record(value, expect + 1)
+        self._put(key, Record(value, expect + 1))
         return True
 
     def put_many(self, values: Sequence[tuple[str, bytes]]) -> None:
         for key, value in values:
             current = self._data.get(key)
-            self._data[key] = Record(value, (current.version if current else 0) + 1)
+            self._put(key, Record(value, (current.version if current else 0) + 1))
 
     def scan(self, prefix: str) -> Iterator[tuple[str, Record]]:
-        return iter([(key, self._data[key]) for key in sorted(self._data) if key.startswith(prefix)])
+        after = prefix[:-1] + chr(ord(prefix[-1]) + 1)
+        found = self._keys[bisect_left(self._keys, prefix) : bisect_left(self._keys, after)]
+        return iter([(key, self._data[key]) for key in found])
+
+    def _put(self, key: str, record: Record) -> None:
+        if key not in self._data:
+            insort(self._keys, key)
+        self._data[key] = record
 
 
 class MemoryBus:

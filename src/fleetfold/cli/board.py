@@ -130,8 +130,9 @@ def rounds_table(rows: list[Row], width: int) -> Table:
     for r in rows:
         name = str(r.round) if r.kind == "train" else f"{r.round} eval"
         refused = f"[red]{r.refused}[/]" if r.refused else "0"
+        late = f"+{r.credited}" if r.credited else ""
         table.add_row(
-            name, f"[{COLOURS.get(r.phase, 'yellow')}]{r.phase}[/]", f"{r.arrived}/{r.cohort}", refused,
+            name, f"[{COLOURS.get(r.phase, 'yellow')}]{r.phase}[/]", f"{r.arrived}{late}/{r.cohort}", refused,
             number(r.loss), number(r.accuracy), *([number(r.epsilon)] if private else []),
             f"{r.seconds:.2f}", *(size({"up": r.bytes_up, "down": r.bytes_down}[b]) for b in bytes_of),
             *([escape(r.reason)] if wide else []),

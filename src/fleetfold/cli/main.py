@@ -16,6 +16,7 @@ from fleetfold.cli.demo import demo
 from fleetfold.cli.export import export
 from fleetfold.cli.init import init
 from fleetfold.cli.places import typed
+from fleetfold.cli.plan import plan
 from fleetfold.cli.run import run
 from fleetfold.cli.show import devices, runs, show
 from fleetfold.cli.sim import sim
@@ -32,7 +33,7 @@ app = App(
     version_flags=["--version"],
     help_format="markdown",
 )
-for command in (demo, init, run, sim, runs, show, devices, export, split):
+for command in (demo, init, run, sim, runs, show, devices, export, split, plan):
     app.command(command)
 
 

@@ -73,17 +73,19 @@ def _shown(value: float | int | None) -> str:
     return "–" if value is None else f"{value:,.2f}" if isinstance(value, float) else f"{value:,}"
 
 
-_COLUMNS = ("policy", "rounds", "failed", "s/round", "p90", "updates", "loss", "accuracy")
+_COLUMNS = ("policy", "rounds", "failed", "s/round", "p90", "updates", "s/update", "loss", "accuracy")
 
 
 def _figures(result: Simulated) -> dict[str, float | int | None]:
     lengths = sorted(row.seconds for row in result.rows)
+    updates = sum(row.arrived + row.credited for row in result.rows if row.phase == "done")
     return {
         "rounds": len(lengths),
         "failed": sum(row.phase == "failed" for row in result.rows),
         "seconds_per_round": result.round_seconds,
         "p90_seconds": lengths[int(0.9 * (len(lengths) - 1))],
-        "updates": sum(row.arrived for row in result.rows),
+        "updates": updates,
+        "seconds_per_update": result.seconds / max(1, updates),
         "loss": last(result.rows, "loss"),
         "accuracy": last(result.rows, "accuracy"),
     }

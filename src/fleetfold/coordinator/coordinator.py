@@ -9,31 +9,34 @@ changes. So it may die between any two lines, and the next one goes on from ther
 import os
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
-from typing import NamedTuple
 
 import msgspec
 from msgspec.structs import replace
 
 from fleetfold import layout
-from fleetfold.coordinator.folding import (
-    Made,
-    fold_round,
-    found,
-    header_of,
-    release_of,
-    summary,
-)
+from fleetfold.coordinator.folding import Made, fold_round, found, release_of, summary
 from fleetfold.coordinator.hiding import ENTROPY, Overspent, hide, set_of, spending, stopped, take_up, whole
 from fleetfold.coordinator.intake import Intake, quarantine
-from fleetfold.coordinator.late import backlog, claim, retire
+from fleetfold.coordinator.inviting import Way, tasks, ways
+from fleetfold.coordinator.late import (
+    Debts,
+    backlog,
+    claim,
+    debts,
+    give_back,
+    heard,
+    known,
+    reach,
+    retire,
+)
 from fleetfold.coordinator.opening import next_round
-from fleetfold.coordinator.policy import Policies, draw, form
+from fleetfold.coordinator.policy import Policies
 from fleetfold.coordinator.registry import Stopwatch, by_own_clock, teach
+from fleetfold.coordinator.sources import header_of
 from fleetfold.errors import Unavailable
 from fleetfold.fold.fold import Unfit
-from fleetfold.fold.wire import Wire
 from fleetfold.ledger import Arrival, Ledger, place
-from fleetfold.messages import Form, Kind, Metrics, Report, Task
+from fleetfold.messages import Kind, Metrics, Report, Task
 from fleetfold.ports import Alarm, Control, Objects, fetch
 from fleetfold.round.decide import Decision, decide, opened
 from fleetfold.round.events import (
@@ -54,18 +57,14 @@ from fleetfold.round.events import (
 )
 from fleetfold.round.run import Run, RunState, advance
 from fleetfold.round.state import ENDED, Phase, Round
-from fleetfold.settings import Settings, count
-
-
-class _Asked(NamedTuple):
-    form: Form
-    sent: int  # values, of top-k
-
+from fleetfold.settings import Settings
 
 Test = Callable[[bytes], Metrics]
 """Scores a model file on the user's own test set, where there is one."""
 TRIES = 50
 """Lost compare-and-sets in a row after which something is wrong with the store."""
+REMEMBERED = 32
+"""Cohorts and headers that are kept in memory: of the rounds that reports come of."""
 
 
 class Coordinator:
@@ -82,8 +81,8 @@ class Coordinator:
         self._alarm, self._policies, self._clock = alarm, policies, clock
         self._sole, self._test, self._stopwatch, self._entropy = sole, test, stopwatch, entropy
         self._strangers: dict[str, int] = {}
-        self._seats = lru_cache(maxsize=4)(self._load_cohort)
-        self._header = lru_cache(maxsize=4)(lambda key: header_of(objects, key))
+        self._seats = lru_cache(maxsize=REMEMBERED)(self._load_cohort)
+        self._header = lru_cache(maxsize=REMEMBERED)(lambda key: header_of(objects, key))
 
     def step(self) -> float:
         """Everything that can be done now. → when to look again at the latest, in seconds since the
@@ -118,6 +117,8 @@ class Coordinator:
         if found is not None and run.state is RunState.RUNNING:
             self._feed(found[0], Resumed())
             self._sweep(found[0])
+            for number in sorted({number for number, _ in found[0].owed}):
+                self._sweep(known(self._ledger, run.name, number))
 
     @property
     def ignored(self) -> dict[str, int]:
@@ -157,20 +158,23 @@ class Coordinator:
         Intake(self._ledger, self._objects, round, seats, model, self._run()[0].settings).judge(
             reports, self._clock()
         )
-        known = [self._ledger.arrival(place(round), r.device) for r in reports if r.device in seats]
+        recorded = [self._ledger.arrival(place(round), r.device) for r in reports if r.device in seats]
         # From the records, not from what was fresh: a report that is repeated after a death between the
         # record and the round is how the round hears of it.
-        arrivals = [found[0] for found in known if found is not None]
+        arrivals = [found[0] for found in recorded if found is not None]
         admitted = frozenset(a.seat for a in arrivals if a.state == "admitted")
         refused = frozenset(a.seat for a in arrivals if a.state == "refused")
         current = self._feed(round, Arrived(admitted)) if admitted else round
         if refused:
             self._feed(round, Refused(refused))
-        for arrival in arrivals:
-            if arrival.state == "admitted" and arrival.seat not in current.arrived | current.refused:
-                arrival = self._demote(round, arrival)
-            if arrival.state in ("late", "credited") and kind == "train":
-                self._credit(round, arrival)
+        in_time = current.arrived | current.refused
+        late = [
+            self._demote(round, arrival) if arrival.state == "admitted" else arrival
+            for arrival in arrivals
+            if arrival.state != "admitted" or arrival.seat not in in_time
+        ]
+        if late and kind == "train":
+            self._credit(round, late)
 
     def _demote(self, round: Round, arrival: Arrival) -> Arrival:
         """The round closed between the gate and the event: the update is late after all."""
@@ -180,14 +184,23 @@ class Coordinator:
             self._ledger.swap_arrival(place(round), late, expect=found[1])
         return late
 
-    def _credit(self, round: Round, arrival: Arrival) -> None:
-        """Credit a late update to the open round, if there is one and the run's policy is to credit;
-        if there is none yet, the next one claims it when it invites."""
+    def _credit(self, round: Round, arrivals: Sequence[Arrival]) -> None:
+        """Tell the open round, if there is one and the run's policy is to credit, what came of an earlier
+        one: late updates count there, and what was refused is not owed to it any more. If there is none
+        yet, the next one finds out when it invites."""
         run, _ = self._run()
-        if run.settings.late == "credit" and run.kind == "train" and run.round > round.number:
-            target = self._ledger.round(run.name, run.round)
-            if target is not None and claim(self._ledger, place(round), arrival.device, target[0]):
-                self._feed(target[0], Arrived(credits=frozenset({arrival.key})))
+        later = run.settings.credits_late and run.kind == "train" and run.round > round.number
+        found = self._ledger.round(run.name, run.round) if later else None
+        if found is None:
+            return
+        target, where = found[0], place(round)
+        credits = frozenset(
+            a.key for a in arrivals if a.state != "refused" and claim(self._ledger, where, a.device, target)
+        )
+        heard_of = (a for a in arrivals if a.state == "refused" or a.key in credits)
+        answered = target.owed & {(round.number, a.seat) for a in heard_of}
+        if credits or answered:
+            self._feed(target, Arrived(credits=credits, answered=answered))
 
     # Deciding
 
@@ -229,8 +242,9 @@ class Coordinator:
         match effect:
             case Invite():
                 self._control.invite(self._tasks(round))
-                if round.kind == "train" and self._run()[0].settings.late == "credit":
-                    return Arrived(credits=backlog(self._ledger, round))
+                settings = self._run()[0].settings
+                if round.kind == "train" and settings.credits_late:
+                    return backlog(self._ledger, round, reach(settings))
             case WakeAt(time):
                 self._alarm.wake_at(round.run, time)
             case Fold():
@@ -240,40 +254,13 @@ class Coordinator:
         return None
 
     def _tasks(self, round: Round) -> list[Task]:
-        run, _ = self._run()
-        where, settings = place(round), run.settings
-        evaluate = settings.evaluate == "same" and round.number % settings.evaluate_every == 0
-        asked = self._forms(round, settings)
-        return [
-            Task(
-                run=round.run, round=round.number, kind=round.kind, device=device,
-                model=layout.model(round.run, round.base), digest=run.digest,
-                update=layout.update(where, device),
-                seed=draw(settings.seed, round.kind, round.number, device) >> 32,
-                deadline=round.deadline_at, evaluate=evaluate, settings=settings.app,
-                form=asked[device].form, sent=asked[device].sent, partial=settings.partial,
-                feedback=settings.feedback and asked[device].form.delta,
-            )
-            for device in self._seats(round.cohort)
-        ]  # fmt: skip
-
-    def _forms(self, round: Round, settings: Settings) -> dict[str, "_Asked"]:
-        """Device → how its update is to travel: by the run's codec, or what the user's function says."""
-        cohort, own = self._seats(round.cohort), self._policies.codec
-        if round.kind != "train":
-            return dict.fromkeys(cohort, _Asked(Form(), 0))
+        run, cohort = self._run()[0], self._seats(round.cohort)
+        if round.kind == "evaluate":
+            return tasks(round, run, cohort, dict.fromkeys(cohort, Way()))
         model = self._header(layout.model(round.run, round.base))
-        asked: dict[str, _Asked] = {}
-        known = {device.name: device for device in self._ledger.fleet()} if own else {}
-
-        def ask(codec: str) -> "_Asked":
-            if codec not in asked:
-                how = form(model, settings, codec)
-                sent = count(settings.topk, Wire(model, how).elements) if codec == "topk" else 0
-                asked[codec] = _Asked(how, sent)
-            return asked[codec]
-
-        return {name: ask(own(known[name]) if own else settings.codec) for name in cohort}
+        return tasks(
+            round, run, cohort, ways(cohort, model, run.settings, self._policies.codec, self._ledger.fleet)
+        )
 
     def _fold(self, round: Round) -> Event:
         run, _ = self._run()
@@ -337,12 +324,14 @@ class Coordinator:
     def _settle(self, round: Round) -> None:
         """Learn from the round that ended, and let go of what is not needed any more."""
         if round.kind == "train":
-            run, _ = self._run()
-            if run.settings.noise:
+            settings = self._run()[0].settings
+            if settings.noise:
                 take_up(self._ledger, self._objects, round)
-            cohort, decay = self._seats(round.cohort), run.settings.turnaround_decay
-            teach(self._ledger, round, cohort, decay, self._stopwatch)
-            retire(self._objects, round, run.settings)
+            if round.policy.buffered and round.phase is Phase.FAILED:
+                give_back(self._ledger, round)
+            rounds = heard(self._ledger, round)
+            teach(self._ledger, rounds, self._seats, settings.turnaround_decay, self._stopwatch)
+            retire(self._ledger, self._objects, round, settings)
 
     # Going on
 
@@ -352,7 +341,8 @@ class Coordinator:
         if run.kind == "train" and (why := stopped(self._ledger, run.name, run.settings, run.round)):
             self._stop(run, why)
             return
-        round = next_round(run, self._ledger.fleet(), self._policies.select, self._objects, self._clock())
+        now, rule = self._clock(), self._policies.select
+        round = next_round(run, self._ledger.fleet(), self._debts(run, now), rule, self._objects, now)
         decision = opened(round, round.opened_at)
         committed = replace(decision.round, outbox=decision.effects)
         if self._ledger.save_round(committed, expect=0):
@@ -364,6 +354,13 @@ class Coordinator:
         if current == run:
             ended = replace(run, round=run.round - 1, state=RunState.DONE, ended_at=self._clock(), reason=why)
             self._ledger.save_run(ended, expect=version)
+
+    def _debts(self, run: Run, now: float) -> Debts:
+        """What is owed to the round that `run` is to open; where nobody is waited for, nothing."""
+        ended = run.round - 1 if run.kind == "train" else run.round
+        if not run.settings.buffered or ended < 1:
+            return Debts()
+        return debts(self._ledger, known(self._ledger, run.name, ended), self._seats, now)
 
     def _go_on(self, round: Round) -> None:
         run, version = self._run()

@@ -1,14 +1,15 @@
 """What has arrived, folded into the next model: sources from the arrival records, in order of seats.
 
 The model is written as it is made, under its version's key. The same set of updates gives the same
-bytes, so a second folder writes what the first one wrote, and either may be the one that is heard.
+bytes, so a second folder writes what the first one wrote, and either may be the one that is heard. Noise
+is never the same: with it each folder has a key of its own (hiding.py).
 """
 
 import hashlib
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, closing
-from functools import lru_cache, partial
+from functools import partial
 from itertools import chain
 
 import msgspec
@@ -20,25 +21,21 @@ from numpy.typing import NDArray
 from fleetfold import layout
 from fleetfold.coordinator.hiding import Hide, pieces
 from fleetfold.coordinator.policy import method, optimizer
+from fleetfold.coordinator.sources import opened
 from fleetfold.coordinator.stepping import Stepping
-from fleetfold.fold.codecs import Read
 from fleetfold.fold.fold import ChunkFold, Recipe, Source, Unfit, fold_shard, measured
-from fleetfold.fold.plan import LAPTOP
+from fleetfold.fold.plan import LAPTOP, plan_fold
 from fleetfold.fold.privacy import factors
 from fleetfold.fold.robust import distances, norms_squared, rounded
-from fleetfold.fold.tensors import PREFIX, Header, header_length, parse_header, write_header
-from fleetfold.fold.wire import Wire
+from fleetfold.fold.tensors import Header, write_header
 from fleetfold.ledger import Arrival
 from fleetfold.messages import Metrics
-from fleetfold.ports import Objects, read
+from fleetfold.ports import Objects
 from fleetfold.round.state import Round
 from fleetfold.settings import Settings
 
-OPEN = 256
-"""Updates whose files are all held open while they are folded."""
-HEADER_LIMIT = 1 << 28
-"""Bytes of header that a file of our own may have."""
-GONE = "is no longer the file that was admitted"
+HERE = replace(LAPTOP, threads=min(4, os.cpu_count() or 1))
+"""More threads than that wait for memory."""
 
 
 class ModelHeader(Struct, frozen=True, omit_defaults=True):
@@ -61,15 +58,6 @@ class Made(Struct, frozen=True):
     release: int = 0
 
 
-def header_of(objects: Objects, key: str) -> Header:
-    """The header of a file of tensors. Raises KeyError, or BadUpdate if it is not one."""
-    size = objects.size(key)
-    if size is None:
-        raise KeyError(key)
-    prefix = read(objects, key, 0, min(PREFIX, size))
-    return parse_header(read(objects, key, 0, header_length(prefix, size, HEADER_LIMIT)), size)
-
-
 def fold_round(
     objects: Objects, round: Round, arrivals: Sequence[Arrival], settings: Settings,
     model: Header, own: ChunkFold | None, hide: Hide | None = None,
@@ -81,12 +69,9 @@ def fold_round(
     Raises Unfit, naming the arrivals' keys, and what `hide` does.
     """
     version, release = round.base + 1, 0
-    with ExitStack() as stack:
-        files = _Files(objects, stack, hold=len(arrivals) <= OPEN)
-        wires = lru_cache(maxsize=None)(lambda form: Wire(model, form))
-        sources = [_source(files, a, wires(a.form), weight(a, round, settings)) for a in arrivals]
+    weights = [weight(arrival, round, settings) for arrival in arrivals]
+    with opened(objects, round, arrivals, weights, model) as (sources, bases):
         how = method(settings, own, len(sources))
-        bases = {v: files.model(round.run, v) for v in {round.base, *(a.base for a in arrivals)}}
         recipe = Recipe(method=how.chunk, base=round.base, bases=bases)
         if settings.norm_most or settings.fold == "clipped_mean":
             sources = _clipped(sources, model, recipe, settings)
@@ -128,7 +113,11 @@ def release_of(model: Header) -> int:
 
 
 def _passes(sources: Sequence[Source], model: Header, recipe: Recipe) -> Iterator[memoryview]:
-    return fold_shard(sources, model, recipe=recipe, threads=LAPTOP.threads)
+    how = plan_fold(model, len(sources), 0, HERE)
+    for shard in how.shards:
+        yield from fold_shard(
+            sources, model, shard, recipe, threads=how.threads, depth=how.depth, chunk=how.chunk
+        )
 
 
 def _clipped(sources: Sequence[Source], model: Header, recipe: Recipe, settings: Settings) -> list[Source]:
@@ -180,63 +169,8 @@ def average(reported: Iterable[tuple[Metrics, int]]) -> Metrics:
             if value is not None:
                 total, weights = sums.get(name, (0.0, 0))
                 sums[name] = (total + value * examples, weights + examples)
-    return {name: total / weights for name, (total, weights) in sums.items() if weights}
-
-
-class _Files:
-    """Files of tensors, read from where their tensors begin. `hold`: each is kept open until the fold is
-    done; else it is opened for each read, for no process may have 10,000 of them."""
-
-    def __init__(self, objects: Objects, stack: ExitStack, *, hold: bool) -> None:
-        self._objects, self._stack, self._hold = objects, stack, hold
-        self.held: dict[str, tuple[int, int]] = {}  # those that are files: open, and where tensors begin
-
-    def read(self, key: str, begin: int) -> Read:
-        """Raises KeyError if it is to be held and is not there, or when it is read and is not there."""
-        if self._hold:
-            held = self._stack.enter_context(closing(self._objects.open(key)))
-            if held.file is not None:
-                self.held[key] = (held.file, begin)
-
-        def read(place: int, into: memoryview) -> None:
-            if self._hold:
-                done = held.read(begin + place, into)
-            else:
-                with closing(self._objects.open(key)) as reader:
-                    done = reader.read(begin + place, into)
-            if done != len(into):
-                raise KeyError(key)
-
-        return read
-
-    def model(self, run: str, version: int) -> Read:
-        """A model of the run; nothing is opened before it is read."""
-        key = layout.model(run, version)
-
-        @lru_cache(maxsize=1)
-        def opened() -> Read:
-            return self.read(key, header_of(self._objects, key).begin)
-
-        return lambda place, into: opened()(place, into)
-
-
-def _source(files: _Files, arrival: Arrival, wire: Wire, weight: float) -> Source:
-    try:
-        plain = files.read(arrival.key, arrival.begin)
-    except KeyError:
-        raise Unfit([arrival.key], GONE) from None
-
-    def read(place: int, into: memoryview) -> None:
-        try:
-            plain(place, into)
-        except KeyError:
-            raise Unfit([arrival.key], GONE) from None
-
-    return Source(
-        name=arrival.key, weight=weight, wire=wire, read=read, base=arrival.base,
-        file=files.held.get(arrival.key),
-        sent=wire.sent(arrival.size - arrival.begin),
-    )  # fmt: skip
+    means = {name: total / weights for name, (total, weights) in sums.items() if weights}
+    return {name: mean if math.isfinite(mean) else None for name, mean in means.items()}
 
 
 def _hashed(

@@ -53,6 +53,7 @@ MODEL, COUNT = 0, 1
 
 KEPT = (
     ("fold", "mean", "noise is made for a mean of clipped updates"),
+    ("mode", "rounds", "a device's updates would count in the rounds of others of its own"),
     ("late", "drop", "a late update would count in the round of another update of its device"),
     ("partial", False, "which tensors a device sends tells of it"),
     ("norm_most", 0.0, "who is refused by its exact length is told so, and everybody is clipped as it is"),

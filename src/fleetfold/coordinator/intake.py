@@ -15,11 +15,11 @@ from msgspec.structs import replace
 
 from fleetfold import layout
 from fleetfold.coordinator.policy import mask_of
-from fleetfold.errors import BadUpdate
-from fleetfold.fold.gate import Expected, admit
+from fleetfold.errors import BadUpdate, shown
+from fleetfold.fold.gate import Expected, admit, plausible
 from fleetfold.fold.tensors import Header
 from fleetfold.ledger import Arrival, Ledger, place
-from fleetfold.messages import Report
+from fleetfold.messages import Report, Timings
 from fleetfold.ports import Objects, read
 from fleetfold.round.state import Phase, Round
 from fleetfold.settings import Settings
@@ -51,13 +51,13 @@ class Intake:
         return list(fresh.values())
 
     def _judge_one(self, report: Report, seat: int, now: float) -> Arrival:
-        where = place(self._round)
+        where, took = place(self._round), report.took if plausible(report.took) else Timings()
         known = Arrival(
-            device=report.device, seat=seat, state="refused", at=now, took=report.took,
+            device=report.device, seat=seat, state="refused", at=now, took=took,
             base=self._round.base, key=layout.update(where, report.device),
         )  # fmt: skip
         if report.state != "delivered":
-            return replace(known, reason=f"device {report.state}: {report.reason[:500]}")
+            return replace(known, reason=f"device {report.state}: {shown(report.reason)}")
         size = self._objects.size(known.key)
         if size is None:
             return self._refuse(known, f"there is no update at {known.key}")
@@ -69,11 +69,13 @@ class Intake:
             found = admit(lambda offset, n: read(self._objects, known.key, offset, n), size, expected)
         except BadUpdate as error:
             return self._refuse(replace(known, size=size), error.sentence)
+        except KeyError:  # gone since it was asked for its size
+            return self._refuse(known, f"there is no update at {known.key}")
         update = found.header
         admitted = replace(
             known, state="admitted", size=size, begin=found.begin, form=update.form,
             examples=update.examples, metrics=update.metrics, evaluation=update.evaluation,
-            took=replace(update.took, upload=report.took.upload),
+            took=replace(update.took, upload=took.upload),
         )  # fmt: skip
         if self._round.phase is Phase.OPEN:
             return admitted

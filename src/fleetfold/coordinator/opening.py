@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from fleetfold import layout
+from fleetfold.coordinator.late import Debts
 from fleetfold.coordinator.policy import closing, unit, wanted
 from fleetfold.errors import BadConfig
 from fleetfold.ledger import Ledger
@@ -32,22 +33,26 @@ def open_run(
     return run
 
 
-def next_round(run: Run, fleet: Sequence[Device], rule: Rule, objects: Objects, now: float) -> Round:
-    """The round that `run` is to open: its cohort chosen from `fleet` and written down, under a name of its
-    own digest, so that of two that are chosen at once neither spoils the other."""
+def next_round(
+    run: Run, fleet: Sequence[Device], debts: Debts, rule: Rule, objects: Objects, now: float
+) -> Round:
+    """The round that `run` is to open: its cohort chosen from those of `fleet` who owe nothing, and written
+    down under a name of its own digest, so that of two that are chosen at once neither spoils the other."""
     cohort, invited = wanted(run.settings, len(fleet))
-    draws = [unit(run.settings.seed, run.kind, run.round, device.name) for device in fleet]
-    names = choose(rule, fleet, invited, draws, run.round)
-    if not names:
+    busy = len(debts.devices) if run.kind == "train" else 0  # who trains on does not evaluate meanwhile
+    free = [device for device in fleet if device.name not in debts.devices]
+    draws = [unit(run.settings.seed, run.kind, run.round, device.name) for device in free]
+    names = choose(rule, free, invited - busy, draws, run.round)
+    if not names and not debts.updates:
         raise BadConfig(f"run {run.name}: no device to invite to round {run.round}")
     text = msgspec.json.encode(names)
     where = layout.round(run.name, run.round, run.kind)
     key = layout.cohort(where, hashlib.sha256(text).hexdigest()[:16])
     objects.put(key, [text])
-    # A rule may choose more than were asked for ("all") or fewer: the quorum follows who was invited.
-    seats = len(names)
-    policy = closing(run.settings, seats if seats > invited else min(cohort, seats), seats)
+    # A rule may choose more than were asked for ("all") or fewer: the quorum follows who is at work.
+    working = len(names) + busy
+    policy = closing(run.settings, working if working > invited else min(cohort, working), working)
     return Round(
-        run=run.name, number=run.round, kind=run.kind, base=run.version, cohort=key, invited=seats,
-        policy=policy, opened_at=now,
+        run=run.name, number=run.round, kind=run.kind, base=run.version, cohort=key, invited=len(names),
+        policy=policy, opened_at=now, owed=debts.updates if run.kind == "train" else frozenset(),
     )  # fmt: skip

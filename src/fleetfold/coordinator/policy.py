@@ -128,13 +128,14 @@ def wanted(settings: Settings, eligible: int) -> tuple[int, int]:
 
 
 def closing(settings: Settings, cohort: int, invited: int) -> Policy:
-    """When a round of `cohort` wanted and `invited` invited devices may close."""
-    target = min(count(settings.target, cohort), invited)
+    """When a round may close that has `invited` devices at work, of which `cohort` are wanted."""
+    target = max(1, min(count(settings.target, cohort), invited))
     return Policy(
         target=target,
         quorum=min(count(settings.quorum, cohort), target),
         deadline=settings.deadline,
         lease=settings.lease,
+        buffered=settings.buffered,
     )
 
 

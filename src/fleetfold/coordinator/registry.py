@@ -1,9 +1,10 @@
-"""What a round that ended teaches the registry about each device of its cohort."""
+"""What rounds teach the registry about each device of their cohorts."""
 
 from collections.abc import Callable, Sequence
 
+from fleetfold.coordinator.late import Names
 from fleetfold.ledger import Arrival, Ledger, place
-from fleetfold.round.fleet import settle
+from fleetfold.round.fleet import Device, settle
 from fleetfold.round.state import Round
 
 Stopwatch = Callable[[Round, Arrival], float]
@@ -23,20 +24,32 @@ def by_devices_clock(round: Round, arrival: Arrival) -> float:
     return sum(steps) if steps else by_own_clock(round, arrival)
 
 
-def teach(ledger: Ledger, round: Round, cohort: Sequence[str], decay: float, stopwatch: Stopwatch) -> None:
-    """Update the entry of every device of the cohort; the same round twice changes nothing."""
-    arrivals, members = ledger.arrivals(place(round)), frozenset(cohort)
-    entries = []
-    for device in ledger.fleet():
-        if device.name in members:
-            arrival = arrivals.get(device.name)
-            counted = arrival is not None and arrival.state == "admitted"
-            entry = settle(
-                device, round.number,
-                took=stopwatch(round, arrival) if arrival else round.ended_at - round.asked_at,
-                seen=arrival.at if arrival else None,
-                examples=arrival.examples if arrival and counted else None,
-                decay=decay,
-            )  # fmt: skip
-            entries.append(entry)
-    ledger.save_devices(entries)
+def teach(ledger: Ledger, rounds: Sequence[Round], names: Names, decay: float, stopwatch: Stopwatch) -> None:
+    """Update the entry of every device that was invited to `rounds`, of which the last has just ended and
+    the others are heard of late; the same round twice changes nothing."""
+    before = {device.name: device for device in ledger.fleet()}
+    after = dict(before)
+    for round in rounds:
+        arrivals = ledger.arrivals(place(round))
+        for name in names(round.cohort):
+            arrival = arrivals.get(name)
+            at_work = arrival is None and round.policy.buffered and rounds[-1].ended_at < round.deadline_at
+            if name in after and not at_work:
+                after[name] = _settled(after[name], round, arrival, decay, stopwatch)
+    ledger.save_devices([device for name, device in after.items() if device != before[name]])
+
+
+def _settled(
+    device: Device, round: Round, arrival: Arrival | None, decay: float, stopwatch: Stopwatch
+) -> Device:
+    missed = round.policy.deadline if round.policy.buffered else round.ended_at - round.asked_at
+    counted = arrival is not None and (
+        arrival.state == "admitted" or (round.policy.buffered and arrival.state != "refused")
+    )
+    return settle(
+        device, round.number,
+        took=stopwatch(round, arrival) if arrival else missed,
+        seen=arrival.at if arrival else None,
+        examples=arrival.examples if arrival and counted else None,
+        decay=decay,
+    )  # fmt: skip

@@ -12,14 +12,24 @@
 #define FOR_EACH_CPU
 #endif
 
-int fleetfold_version(void) { return 2; }
+int fleetfold_version(void) { return 3; }
 
 /* part = rows[0] * w[0] (if `first`) or part + rows[0] * w[0]; then + rows[k] * w[k] for k < count. */
 FOR_EACH_CPU
 void fleetfold_accumulate(float *restrict part, const float *const *rows, const float *w, int count,
                           int64_t n, int first) {
   int k = 0;
-  if (first) {
+  if (first && count >= 4) {
+    const float *restrict a = rows[0], *restrict b = rows[1], *restrict c = rows[2], *restrict d = rows[3];
+    const float u = w[0], v = w[1], x = w[2], y = w[3];
+    for (int64_t i = 0; i < n; i++) {
+      float p = a[i] * u;
+      p = p + b[i] * v;
+      p = p + c[i] * x;
+      part[i] = p + d[i] * y;
+    }
+    k = 4;
+  } else if (first) {
     const float *restrict a = rows[0];
     for (int64_t i = 0; i < n; i++) part[i] = a[i] * w[0];
     k = 1;
@@ -109,10 +119,29 @@ void fleetfold_int8(float *restrict out, const int8_t *restrict in, const float 
   }
 }
 
+/* out = total (if there is one) + part, within ±limit, rounded once. Whether all sums are finite. */
+FOR_EACH_CPU
+int fleetfold_finish(float *restrict out, const double *restrict total, const float *restrict part, int64_t n,
+                     double limit) {
+  const int64_t exponent = 0x7ff0000000000000;
+  int64_t found = 0;
+  for (int64_t i = 0; i < n; i++) {
+    double v = total ? total[i] + (double)part[i] : (double)part[i];
+    int64_t bits;
+    memcpy(&bits, &v, 8);
+    found |= (bits & exponent) == exponent;
+    v = v > limit ? limit : v;
+    v = v < -limit ? -limit : v;
+    out[i] = (float)v;
+  }
+  return !found;
+}
+
 /* total = the weighted sum of n fp32 values of each file, read from its offset: four rows at a time into
-   `rows`, `group` files summed in `part`, these sums in `total`. 0, or -1 where a file ends too soon. */
+   `rows`, `group` files summed in `part`, these sums in `total`; with `out`, that sum goes there, narrowed.
+   0; -1 where a file ends too soon; 1 where `out` is asked for and a sum is not finite. */
 int fleetfold_sum_files(double *total, float *part, float *rows, const int *files, const int64_t *offsets,
-                        const float *w, int count, int group, int64_t n) {
+                        const float *w, int count, int group, int64_t n, float *out, double limit) {
   for (int start = 0; start < count; start += group) {
     const int stop = start + group < count ? start + group : count;
     for (int k = start; k < stop; k += 4) {
@@ -130,6 +159,7 @@ int fleetfold_sum_files(double *total, float *part, float *rows, const int *file
       }
       fleetfold_accumulate(part, pack, w + k, some, n, k == start);
     }
+    if (out && stop == count) return !fleetfold_finish(out, start ? total : 0, part, n, limit);
     fleetfold_widen(total, part, n, start == 0);
   }
   return 0;

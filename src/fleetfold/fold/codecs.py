@@ -44,7 +44,7 @@ def decode(
     if codec == "int8":
         stored = scratch.get("stored", np.int8, n)
         scales = scratch.get("scales", np.float32, -(-(at + n) // BLOCK) - at // BLOCK)
-        read(at, _bytes(stored))  # floats lie first
+        read(wire.place(VALUES) + at, _bytes(stored))
         read(wire.place(SCALES) + at // BLOCK * 4, _bytes(scales))
         kernel.int8(values, stored, scales, at % BLOCK, BLOCK)
     else:
@@ -79,13 +79,16 @@ def _sparse(wire: Wire, sent: int, read: Read, at: int, out: Array) -> None:
     read(wire.place(STARTS) + pages.start * 8, _bytes(starts))
     for k, page in enumerate(pages):
         begin, end = int(starts[k]), int(starts[k + 1])
-        if not 0 <= begin <= end <= min(sent, begin + PAGE):
+        whole = (page > 0 or begin == 0) and (stop < wire.elements or page < pages.stop - 1 or end == sent)
+        if not (0 <= begin <= end <= min(sent, begin + PAGE) and whole):
             raise BadUpdate(f"top-k: page {page} lies from {begin} to {end}, there are {sent} values")
         indices, values = np.empty(end - begin, np.uint16), np.empty(end - begin, np.float32)
         read(wire.place(INDICES, sent) + begin * 2, _bytes(indices))
         read(wire.place(VALUES) + begin * 4, _bytes(values))
         if (indices[1:] <= indices[:-1]).any():
             raise BadUpdate(f"top-k: the indices of page {page} do not ascend")
+        if len(indices) and page * PAGE + int(indices[-1]) >= wire.elements:
+            raise BadUpdate(f"top-k: page {page} sends a value beyond the model's {wire.elements}")
         here = indices.astype(np.int64) + (page * PAGE - at)
         inside = (here >= 0) & (here < len(out))
         out[here[inside]] = values[inside]
@@ -133,7 +136,7 @@ def encode(
         stored = _largest(stream, sent, seen)
     elif form.codec == "int8":
         values, scales = quantize(stream, chance)
-        stored = _cut(wire, values) | {SCALES: scales}
+        stored = {VALUES: values, SCALES: scales}
         KERNEL.int8(seen, values[: len(seen)], scales, 0, BLOCK)
     else:
         stored = {}

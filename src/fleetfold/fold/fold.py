@@ -43,7 +43,7 @@ Noise = Callable[[Chunk], Floats]
 
 ROWS = 4
 """Updates that one pass adds."""
-GROUP = 16
+GROUP = 32
 """Updates that are summed in 32 bits before the sum goes on in 64. It depends on nothing, so that the
 order of rounding depends on the order of updates alone."""
 BATCH = 256
@@ -76,6 +76,7 @@ class Unfit(Exception):
 
 
 NOT_FINITE = "holds values that are not finite"
+NOT_BOOLEAN = "holds booleans that are neither true nor false"
 
 
 class Recipe(Struct, frozen=True, kw_only=True):
@@ -186,10 +187,11 @@ class _Fold:
         """The update's own values of a chunk, decoded into `out`."""
         source = self.sources[member]
         try:
-            decode(
-                source.wire, source.sent, source.read, chunk.stretch.tensor, chunk.offset, out,
-                self.scratch, self.kernel,
-            )  # fmt: skip
+            with np.errstate(over="ignore", invalid="ignore"):  # looked at when they are summed
+                decode(
+                    source.wire, source.sent, source.read, chunk.stretch.tensor, chunk.offset, out,
+                    self.scratch, self.kernel,
+                )  # fmt: skip
         except BadUpdate as error:
             raise Unfit([source.name], error.sentence) from None
         return out
@@ -261,6 +263,9 @@ class _Fold:
             shares = mix.weights / mix.weights.sum()
             made = _checked(self.recipe.method(self.block(chunk, mix.members), shares), chunk.count)
             return self._finished(chunk, mix, made.astype(np.float64))
+        out = self._straight(piece)
+        if out is not None:
+            return out
         total = self._sum(piece, rows)
         if piece.stop - piece.begin < len(mix.members):
             return total.copy()
@@ -279,6 +284,19 @@ class _Fold:
                 made = self._with_models(piece.chunk, piece.mix, total)
                 yield _bytes(self._finished(piece.chunk, piece.mix, made))
                 total = None
+
+    def _straight(self, piece: _Piece) -> Array | None:
+        """Folded in one go, where files of fp32 are summed and nothing else is to be done; None elsewhere,
+        and where that finds what is not finite."""
+        mix, recipe = piece.mix, self.recipe
+        alone = piece.stop - piece.begin == len(mix.members) and not mix.models
+        files = self._files(piece) if alone and recipe.noise is None and recipe.after is None else ()
+        if not files:
+            return None
+        n, weights = piece.chunk.count, mix.weights.astype(np.float32)
+        out, room = np.empty(n, np.float32), self.scratch.get("rows", np.float32, (ROWS + 1) * n)
+        total, limit = self.scratch.get("total", np.float64, n), float(np.finfo(np.float32).max)
+        return out if self.kernel.sum_files(total, room, files, weights, GROUP, out, limit) else None
 
     def _sum(self, piece: _Piece, rows: Iterator[Array]) -> Array:
         """Sums of GROUP updates in 32 bits (64 where the model has them), the sum of sums in 64."""
@@ -318,7 +336,8 @@ class _Fold:
     def _with_models(self, chunk: Chunk, mix: _Mix, total: Array) -> Array:
         for version, coefficient in mix.models:
             base = self.base(version, chunk)
-            total += np.multiply(base, coefficient, dtype=np.float64)
+            with np.errstate(over="ignore"):  # of doubles near their end; `stored` brings them back
+                total += np.multiply(base, coefficient, dtype=np.float64)
         return total
 
     def _finished(self, chunk: Chunk, mix: _Mix, values: Array) -> Array:
@@ -340,6 +359,8 @@ class _Fold:
         source = self.sources[mix.members[int(np.argmax(mix.weights))]]
         place = source.wire.place(chunk.stretch.tensor.name, source.sent)
         source.read(place + chunk.offset * values.itemsize, _bytes(values))
+        if values.dtype == np.bool_ and (values.view(np.uint8) > 1).any():
+            raise Unfit([source.name], NOT_BOOLEAN)
         return values
 
     def block(self, chunk: Chunk, members: Sequence[int], *, deltas: bool = False) -> Array:

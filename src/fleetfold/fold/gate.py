@@ -13,8 +13,8 @@ from msgspec import Struct
 
 from fleetfold.errors import BadUpdate
 from fleetfold.fold.tensors import METADATA_LIMIT, PREFIX, Header, elements_of, header_length, parse_header
-from fleetfold.fold.wire import Layout, Wire, carried
-from fleetfold.messages import PROTOCOL, Kind, UpdateHeader
+from fleetfold.fold.wire import OWN_TENSORS, Layout, Wire, carried
+from fleetfold.messages import PROTOCOL, Form, Kind, Timings, UpdateHeader
 
 METRICS_LIMIT = 64
 """Metrics that an update may report, and characters in the name of one."""
@@ -22,6 +22,8 @@ OWN = 1 << 12
 """Bytes that a codec's own tensors may take in a model of few values; they are small beside many."""
 EXAMPLES_LIMIT = 1 << 40
 """More examples than any device has: above it, a weight is an attack."""
+SECONDS_LIMIT = 1e9
+"""More than any step took on a device: 30 years."""
 
 
 class Expected(Struct, frozen=True, kw_only=True):
@@ -58,7 +60,7 @@ def admit(read: Callable[[int, int], bytes], size: int, expected: Expected) -> A
     most = sum(max(t.stop - t.start, 6 * elements_of(t.shape)) for t in tensors) + OWN
     if size - begin > most:
         raise BadUpdate(f"too long: {size - begin} bytes of tensors, at most {most} are those of an update")
-    header = parse_header(read(0, begin), size)
+    header = parse_header(read(0, begin), size, len(tensors) + len(OWN_TENSORS))
     try:
         update = _HEADER.decode(header.metadata)
     except (msgspec.MsgspecError, RecursionError) as error:
@@ -66,14 +68,25 @@ def admit(read: Callable[[int, int], bytes], size: int, expected: Expected) -> A
     _same_identity(update, expected)
     if model is None:
         _same_layout(header.layout, {})
+        if update.form != Form():
+            raise BadUpdate("an evaluation carries nothing: it has no form")
     else:
         _carries_what_it_may(model, update.form.carried, expected)
         wire = Wire(model, update.form)
         _same_layout(header.layout, wire.layout(wire.sent(size - begin)))
-    if not 0 < update.examples <= EXAMPLES_LIMIT:
-        raise BadUpdate(f"{update.examples} examples")
+    for examples in (update.examples, update.evaluation.examples if update.evaluation else 1):
+        if not 0 < examples <= EXAMPLES_LIMIT:
+            raise BadUpdate(f"{examples} examples")
+    if not plausible(update.took):
+        raise BadUpdate("took a time that is none")
     _small(update)
     return Admitted(update, begin)
+
+
+def plausible(took: Timings) -> bool:
+    """Whether these are times that something may have taken."""
+    steps = (took.download, took.compute, took.upload)
+    return all(step is None or 0 <= step <= SECONDS_LIMIT for step in steps)
 
 
 def _carries_what_it_may(model: Header, mask: str, expected: Expected) -> None:
@@ -93,6 +106,8 @@ def _small(update: UpdateHeader) -> None:
             raise BadUpdate(f"{len(metrics)} metrics, at most {METRICS_LIMIT}")
         if long := [name for name in metrics if not 0 < len(name) <= METRICS_LIMIT]:
             raise BadUpdate(f"the name of metric {long[0][:40]!r}… has {len(long[0])} characters")
+        if odd := [name for name in metrics if not name.isprintable()]:
+            raise BadUpdate(f"the name of metric {odd[0]!r} cannot be printed")
 
 
 def _same_layout(theirs: Layout, ours: Layout) -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from fleetfold.fold.tensors import ALIGNMENT
 
 Array = NDArray[Any]
-VERSION = 2
+VERSION = 3
 """Of the compiled kernel's functions; one of another version is left alone."""
 
 
@@ -34,11 +34,13 @@ class Kernel(Protocol):
         """total (fp64; from nothing if `first`) + part (fp32)."""
 
     def sum_files(
-        self, total: Array, rows: Array, files: Sequence[tuple[int, int]], weights: Array, group: int
-    ) -> bool:
+        self, total: Array, rows: Array, files: Sequence[tuple[int, int]], weights: Array, group: int,
+        out: Array | None = None, limit: float = 0.0,
+    ) -> bool:  # fmt: skip
         """total (fp64) = the sum of the fp32 values that lie in each file (handle, byte) · its weight, as
-        `accumulate` and `widen` over groups of that many would make it. rows: room for 5 rows (fp32).
-        → whether that was done; it is not where this kernel cannot, or where a file ends too soon."""
+        `accumulate` and `widen` over groups of that many would make it; or `out`, where there is one, as
+        `narrow` would make it of that. rows: room for 5 rows (fp32). → whether that was done; it is not
+        where this kernel cannot, a file ends too soon, or a sum for `out` is not finite."""
 
     def finite(self, values: Array) -> bool:
         """Whether all of the fp64 values are finite."""
@@ -79,8 +81,9 @@ class NumPy:
             np.add(total, part, out=total)
 
     def sum_files(
-        self, total: Array, rows: Array, files: Sequence[tuple[int, int]], weights: Array, group: int
-    ) -> bool:
+        self, total: Array, rows: Array, files: Sequence[tuple[int, int]], weights: Array, group: int,
+        out: Array | None = None, limit: float = 0.0,
+    ) -> bool:  # fmt: skip
         return False
 
     def finite(self, values: Array) -> bool:
@@ -122,7 +125,7 @@ class Compiled:
         for name, types in {
             "accumulate": (_POINTER, _POINTER, _POINTER, _INT, _LONG, _INT),
             "widen": (_POINTER, _POINTER, _LONG, _INT),
-            "sum_files": (*[_POINTER] * 6, _INT, _INT, _LONG),
+            "sum_files": (*[_POINTER] * 6, _INT, _INT, _LONG, _POINTER, ctypes.c_double),
             "finite": (_POINTER, _LONG),
             "narrow": (_POINTER, _POINTER, _LONG, ctypes.c_double),
             "bf16": (_POINTER, _POINTER, _LONG),
@@ -150,14 +153,16 @@ class Compiled:
         self._widen(total.ctypes.data, part.ctypes.data, len(part), first)
 
     def sum_files(
-        self, total: Array, rows: Array, files: Sequence[tuple[int, int]], weights: Array, group: int
-    ) -> bool:
+        self, total: Array, rows: Array, files: Sequence[tuple[int, int]], weights: Array, group: int,
+        out: Array | None = None, limit: float = 0.0,
+    ) -> bool:  # fmt: skip
         n, count, first = len(total), len(files), rows.ctypes.data
         handles = (_INT * count)(*[handle for handle, _ in files])
         places = (_LONG * count)(*[place for _, place in files])
         failed = self._sum_files(
-            total.ctypes.data, first + 16 * n, first, handles, places, weights.ctypes.data, count, group, n
-        )
+            total.ctypes.data, first + 16 * n, first, handles, places, weights.ctypes.data, count, group, n,
+            None if out is None else out.ctypes.data, limit,
+        )  # fmt: skip
         return not failed
 
     def finite(self, values: Array) -> bool:

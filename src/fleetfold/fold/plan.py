@@ -98,8 +98,9 @@ class Site(Struct, frozen=True, kw_only=True):
 
 
 LAPTOP = Site(name="one machine", bandwidth=8e9, threads=2)
-LAMBDA = Site(name="Lambda and S3", bandwidth=75e6, latency=0.03, folders=40, memory=256 << 20, part=PART)
-"""75 MB/s: what published runs of aggregation on Lambda come to; see docs/fold.md."""
+LAMBDA = Site(name="Lambda and S3", bandwidth=57e6, latency=0.03, folders=40, memory=256 << 20, part=PART)
+"""57 MB/s a function, one read after another: 20 updates of 512 MB in 180 s (Barrak, "Shard the Gradient,
+Scale the Model", arXiv 2604.22072, 2026, its replication package)."""
 
 
 class Plan(Struct, frozen=True, kw_only=True):
@@ -116,7 +117,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     seconds: float
 
 
-def plan(model: Header, updates: int, size: int, site: Site) -> Plan:
+def plan_fold(model: Header, updates: int, size: int, site: Site) -> Plan:
     """For `updates` of `size` bytes of tensors each, folded into a model of that header.
 
     As many shards as there are folders, as long as each is a part that S3 takes; chunks as large as the
@@ -127,14 +128,18 @@ def plan(model: Header, updates: int, size: int, site: Site) -> Plan:
     wanted = min(site.folders, most)
     shards = _cut(model, whole, wanted)
     chunk, depth = CHUNK, 1
+    share = size / max(1, whole)
+    largest = max((shard.stop - shard.start for shard in shards), default=0)
     if site.latency:
         # Reads of a few MB: their latency is then a small part of what each takes.
-        share = size / max(1, whole)
         chunk = PAGE
-        while chunk < 1 << 21 and 4 * chunk * share * site.bandwidth**-1 < 2 * site.latency:
+        while (
+            chunk < 1 << 21 and 4 * chunk < largest and 4 * chunk * share < 2 * site.latency * site.bandwidth
+        ):
             chunk *= 2
-        per_read = max(1.0, 4 * chunk * share / site.bandwidth)
-        depth = max(4, min(64, ceil(8 * site.latency / per_read), site.memory // (8 * chunk)))
+        takes = min(4 * chunk, largest) * share / site.bandwidth
+        depth = max(4, min(64, ceil(8 * site.latency / max(takes, 1e-3)), site.memory // (8 * chunk)))
+    each = min(4 * chunk, largest) * share
     groups = min(site.threads, max(1, updates // 256)) if len(shards) == 1 and whole <= 8 * CHUNK else 1
     read = updates * size
     pieces = sum(1 for s in shards for _ in chunks(stretches(model), s, chunk))
@@ -142,7 +147,7 @@ def plan(model: Header, updates: int, size: int, site: Site) -> Plan:
     seconds = read / site.bandwidth / len(shards) + site.latency * requests / len(shards) / depth
     return Plan(
         shards=shards, groups=groups, chunk=chunk, depth=depth, threads=site.threads, read=read,
-        requests=requests, seconds=seconds, reason=_reason(whole, len(shards), most, site, depth, chunk),
+        requests=requests, seconds=seconds, reason=_reason(whole, len(shards), most, site, depth, each),
     )  # fmt: skip
 
 
@@ -170,7 +175,7 @@ def _allowed(model: Header, at: int) -> int:
     return sum(t.stop - t.start for t in model.tensors)
 
 
-def _reason(whole: int, shards: int, most: int, site: Site, depth: int, chunk: int) -> str:
+def _reason(whole: int, shards: int, most: int, site: Site, depth: int, each: float) -> str:
     size = f"a model of {whole / 1e6:.1f} MB"
     if shards == 1:
         why = (
@@ -185,6 +190,4 @@ def _reason(whole: int, shards: int, most: int, site: Site, depth: int, chunk: i
         first = f"{size} in {shards} shards: one for each folder that {site.name} runs at once"
     if depth == 1:
         return f"{first}; {site.threads} threads, for reading waits for nothing"
-    return (
-        f"{first}; {depth} reads of {4 * chunk / 1e6:.1f} MB in flight cover {site.latency * 1e3:.0f} ms each"
-    )
+    return f"{first}; {depth} reads of {each / 1e6:.1f} MB in flight cover {site.latency * 1e3:.0f} ms each"

@@ -6,12 +6,14 @@ The header's `__metadata__` holds one text, `fleetfold`: JSON of ours. Format: s
 own reader reads what is written here. A file from a device is hostile until `parse_header` has seen it.
 """
 
+import re
+import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import numpy as np
-from msgspec import Struct
+from msgspec import Meta, Struct
 from numpy.typing import NDArray
 
 from fleetfold.errors import BadUpdate
@@ -37,6 +39,8 @@ METADATA_LIMIT = 1 << 20
 """Bytes that the metadata of one file may take."""
 DIMENSIONS = 64
 """A tensor may have, as in numpy: the product of a million takes minutes."""
+ENTRY_LIMIT = 1 << 12
+"""Bytes that the entry of one tensor may take: room for that many dimensions, and spaces."""
 ALIGNMENT = 64
 """The tensors of files written here start at a multiple of this, a cache line."""
 
@@ -119,28 +123,75 @@ def header_length(prefix: bytes, size: int, limit: int) -> int:
     return PREFIX + length
 
 
-class _Entry(Struct):
+_Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+
+
+class _Entry(Struct, forbid_unknown_fields=True):
     dtype: str
-    shape: tuple[int, ...]
-    data_offsets: tuple[int, int]
+    shape: tuple[_Count, ...]
+    data_offsets: tuple[_Count, _Count]
 
 
-_TABLE = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_TEXT = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+_PAIR = re.compile(
+    rb"[ \t\r\n]*+([{,])[ \t\r\n]*+(%b)[ \t\r\n]*+:[ \t\r\n]*+(\{[^\"{}]*+(?:%b[^\"{}]*+)*+\})"
+    % (_TEXT, _TEXT)
+)
+_STRING = re.compile(_TEXT)
+_END = re.compile(rb"[ \t\r\n]*+\}[ \t\r\n]*+")
+_NOTHING = re.compile(rb"[ \t\r\n]*+\{[ \t\r\n]*+\}[ \t\r\n]*+")
+_NAME = msgspec.json.Decoder(str)
 _ENTRY = msgspec.json.Decoder(_Entry)
 _METADATA = msgspec.json.Decoder(dict[str, str])
 
 
-def parse_header(head: bytes, size: int) -> Header:
+def _table(text: bytes, most: int) -> dict[str, bytes]:
+    """Name → its JSON object, not yet looked at; at most `most`, none of them twice.
+
+    One after another, and not by a JSON decoder: it would first make a million objects of a million names.
+    Raises BadUpdate.
+    """
+    table: dict[str, bytes] = {}
+    place = 0
+    while pair := _PAIR.match(text, place):
+        if (pair[1] == b"{") != (place == 0):
+            break
+        name, place = _NAME.decode(pair[2]), pair.end()
+        if name in table:
+            raise BadUpdate(f"header names {name[:80]!r} twice")
+        if len(table) == most:
+            raise BadUpdate(f"header has more than {most} entries")
+        table[name] = pair[3]
+    if not (_END if place else _NOTHING).fullmatch(text, place):
+        raise BadUpdate(f"header is not a table of tensors, from byte {PREFIX + place} on")
+    return table
+
+
+def _entry(name: str, raw: bytes) -> _Entry:
+    # Eight quotes: three fields and a dtype. With more, a field stands there twice, and readers differ; as
+    # they do about -0.
+    if len(raw) > ENTRY_LIMIT or raw.count(b'"') > 8 or b"-" in raw:
+        raise BadUpdate(f"tensor {name[:80]!r}: {len(raw)} bytes do not say where it lies")
+    return _ENTRY.decode(raw)
+
+
+def parse_header(head: bytes, size: int, most: int = sys.maxsize) -> Header:
     """The header of a file of `size` bytes, from its first bytes (all of the header at least).
 
-    Raises BadUpdate unless every tensor has a known dtype, the bytes that its shape takes, and the
-    tensors cover the rest of the file without gap or overlap.
+    Raises BadUpdate unless there are at most `most` tensors, every one has a known dtype, the bytes that
+    its shape takes, and they cover the rest of the file without gap or overlap.
     """
     begin = header_length(head, size, len(head))
     try:
-        table = _TABLE.decode(head[PREFIX:begin])
-        metadata = _METADATA.decode(table.pop("__metadata__", msgspec.Raw(b"{}"))).get("fleetfold", "")
-        entries = {name: _ENTRY.decode(raw) for name, raw in table.items()}
+        table = _table(head[PREFIX:begin], most + 1)
+        about = table.pop("__metadata__", b"{}")
+        if len(about) > METADATA_LIMIT:
+            raise BadUpdate(f"metadata of {len(about)} bytes, at most {METADATA_LIMIT} are read")
+        named = _METADATA.decode(about)
+        if sum(1 for _ in _STRING.finditer(about)) != 2 * len(named):
+            raise BadUpdate("metadata names something twice")
+        metadata = named.get("fleetfold", "")
+        entries = {name: _entry(name, raw) for name, raw in table.items()}
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise BadUpdate(f"header is not a table of tensors: {str(error)[:200]}") from None
     tensors = sorted(
@@ -156,9 +207,7 @@ def parse_header(head: bytes, size: int) -> Header:
             raise BadUpdate(f"tensor {tensor.name[:80]!r}: unknown dtype {tensor.dtype[:20]!r}")
         if len(tensor.shape) > DIMENSIONS:
             raise BadUpdate(f"tensor {tensor.name[:80]!r}: {len(tensor.shape)} dimensions")
-        if any(n < 0 for n in tensor.shape) or tensor.stop - tensor.start != bytes_of(
-            tensor.dtype, tensor.shape
-        ):
+        if tensor.stop - tensor.start != bytes_of(tensor.dtype, tensor.shape):
             raise BadUpdate(f"tensor {tensor.name[:80]!r}: its bytes are not those of its shape")
         if tensor.start != position:
             raise BadUpdate(f"tensor {tensor.name[:80]!r}: lies at {tensor.start}, expected {position}")

@@ -20,6 +20,8 @@ BLOCK = 1024
 PAGE = 1 << 16
 """Values among which top-k's indices count: they fit 16 bits."""
 SCALES, STARTS, INDICES, VALUES = (f"fleetfold.{name}" for name in ("scales", "starts", "indices", "values"))
+OWN_TENSORS = frozenset({SCALES, STARTS, INDICES, VALUES})
+"""What codecs put beside the model's, never all of them."""
 
 WIDTHS = {"full": None, "fp32": "F32", "bf16": "BF16", "fp16": "F16"}
 """Codecs that keep each tensor, and the widest dtype that they leave it."""
@@ -36,6 +38,8 @@ class Wire:
         if form.codec not in CODECS:
             raise BadUpdate(f"codec {form.codec[:20]!r} is not one of {', '.join(CODECS)}")
         self.form, self.carried = form, carried(model, form.carried)
+        if own := [t.name for t in self.carried if t.name.startswith("fleetfold.")]:
+            raise BadUpdate(f"tensor {own[0][:80]!r}: names that begin with fleetfold. are the codecs' own")
         self.floats = [t for t in self.carried if t.dtype in FLOATS]
         self.rest = [t for t in self.carried if t.dtype not in FLOATS]
         self.first: dict[str, int] = {}  # tensor → its first element in the stream of floats
@@ -52,24 +56,20 @@ class Wire:
 
     def layout(self, sent: int = 0) -> Layout:
         """Name → (dtype, shape), in the order of the file. `sent`: how many values, of top-k."""
-        codec = self.form.codec
-        if codec == "topk":
-            pages = -(-self.elements // PAGE)
-            layout: Layout = {
-                STARTS: ("I64", (pages + 1,)),
-                VALUES: ("F32", (sent,)),
-                INDICES: ("U16", (sent,)),
-            }
-        else:
-            layout = {t.name: (self.stored(t.dtype), t.shape) for t in self.floats}
-            if codec == "int8":
-                layout[SCALES] = ("F32", (-(-self.elements // BLOCK),))
+        match self.form.codec:
+            case "topk":
+                pages = -(-self.elements // PAGE)
+                layout: Layout = {
+                    STARTS: ("I64", (pages + 1,)), VALUES: ("F32", (sent,)), INDICES: ("U16", (sent,))
+                }  # fmt: skip
+            case "int8":
+                layout = {VALUES: ("I8", (self.elements,)), SCALES: ("F32", (-(-self.elements // BLOCK),))}
+            case _:
+                layout = {t.name: (self.stored(t.dtype), t.shape) for t in self.floats}
         return layout | {t.name: (t.dtype, t.shape) for t in self.rest}
 
     def stored(self, code: str) -> str:
         """The dtype in which a float tensor of that dtype travels: never a wider one."""
-        if self.form.codec == "int8":
-            return "I8"
         width = WIDTHS.get(self.form.codec)
         return width if width and DTYPES[width].itemsize < DTYPES[code].itemsize else code
 
@@ -86,7 +86,7 @@ class Wire:
     def place(self, name: str, sent: int = 0) -> int:
         """The first byte of a tensor of the file, counted from where the tensors begin."""
         first = self._places[name]
-        if not sent or name in (STARTS, VALUES):
+        if self.form.codec != "topk" or name in (STARTS, VALUES):
             return first
         return first + sent * (4 if name == INDICES else 4 + 2)
 
@@ -101,7 +101,7 @@ def carried(model: Header, mask: str) -> tuple[Tensor, ...]:
         bits = 0
     if bits <= 0 or bits >> len(model.tensors) or mask != f"{bits:x}":
         raise BadUpdate(f"carries {mask[:40]!r}, which names no tensors of the model's {len(model.tensors)}")
-    return tuple(tensor for k, tensor in enumerate(model.tensors) if bits >> k & 1)
+    return tuple(t for t, bit in zip(model.tensors, reversed(f"{bits:b}"), strict=False) if bit == "1")
 
 
 def mask(model: Header, names: Collection[str]) -> str:

@@ -41,7 +41,8 @@ class Decision(Struct, frozen=True):
 
 def opened(round: Round, now: float) -> Decision:
     """The first decision of a round: invite its cohort, and be woken at the deadline."""
-    why = f"invited {round.invited} devices"
+    owed = f", {_updates(len(round.owed))} owed" if round.owed else ""
+    why = f"invited {round.invited} devices{owed}"
     asked = replace(round, asked_at=now, leased_at=now, reason=why)
     return Decision(asked, (Invite(), WakeAt(asked.deadline_at)), why)
 
@@ -56,7 +57,10 @@ def decide(round: Round, event: Event, now: float, close: Close | None = None) -
 
 def _collect(round: Round, event: Arrived, now: float, close: Close | None) -> Decision:
     arrived = round.arrived | (event.seats - round.refused)
-    return _close_if_ready(replace(round, arrived=arrived, credits=round.credits | event.credits), now, close)
+    after = replace(
+        round, arrived=arrived, credits=round.credits | event.credits, owed=round.owed - event.answered
+    )
+    return _close_if_ready(after, now, close)
 
 
 def _strike(round: Round, event: Refused, now: float, close: Close | None) -> Decision:
@@ -72,12 +76,12 @@ def _ask_again(round: Round, event: Resumed, now: float, close: Close | None) ->
     if round.silent <= 0:
         return Decision(round, reason="ignored: every device has answered")
     again = opened(round, now)
-    why = f"resumed: {round.silent} of {round.invited} devices asked again"
+    why = f"resumed: {round.unanswered} of {round.invited} devices asked again"
     return Decision(replace(again.round, reason=why), again.effects, why)
 
 
 def _close_if_ready(round: Round, now: float, close: Close | None) -> Decision:
-    have, policy = len(round.arrived), round.policy
+    have, policy = round.counted, round.policy
     ready = have >= policy.quorum
     if have >= policy.target and close is None:
         return _send_folder(round, now, f"target {policy.target} reached")
@@ -85,6 +89,7 @@ def _close_if_ready(round: Round, now: float, close: Close | None) -> Decision:
         return _send_folder(round, now, why)
     if round.silent <= 0:
         why = f"every device has answered, {len(round.refused)} refused"
+        why = why if round.invited else "nobody is at work"
         return _send_folder(round, now, why) if ready else _fail(round, now, why)
     if now >= round.deadline_at:
         why = "deadline passed"
@@ -94,7 +99,7 @@ def _close_if_ready(round: Round, now: float, close: Close | None) -> Decision:
 
 
 def _send_folder(round: Round, now: float, why: str) -> Decision:
-    reason = f"folding {_updates(len(round.arrived))}: {why}"
+    reason = f"folding {_tally(round)}: {why}"
     closed_at = round.closed_at or now
     folding = replace(
         round, phase=Phase.FOLDING, closed_at=closed_at, leased_at=now, closed_because=why, reason=reason
@@ -103,7 +108,7 @@ def _send_folder(round: Round, now: float, why: str) -> Decision:
 
 
 def _fail(round: Round, now: float, why: str) -> Decision:
-    reason = f"{_updates(len(round.arrived))}, quorum {round.policy.quorum}: {why}"
+    reason = f"{_tally(round)}, quorum {round.policy.quorum}: {why}"
     closed_at = round.closed_at or now
     failed = replace(round, phase=Phase.FAILED, closed_at=closed_at, ended_at=now, reason=reason)
     return Decision(failed, (GiveUp(),), reason)
@@ -117,7 +122,7 @@ def _take_out(round: Round, event: Disqualified, now: float, close: Close | None
     rest = replace(round, arrived=arrived, credits=credits, refused=round.refused | event.seats)
     out = len(round.arrived) + len(round.credits) - len(arrived) - len(credits)
     why = f"{round.closed_because}; {out} refused in the fold"
-    return _send_folder(rest, now, why) if len(arrived) >= round.policy.quorum else _fail(rest, now, why)
+    return _send_folder(rest, now, why) if rest.counted >= round.policy.quorum else _fail(rest, now, why)
 
 
 def _withhold(round: Round, event: Withheld, now: float, close: Close | None) -> Decision:
@@ -133,14 +138,20 @@ def _renew(round: Round, event: Ticked, now: float, close: Close | None) -> Deci
 def _publish(round: Round, event: Folded, now: float, close: Close | None) -> Decision:
     if (event.seats, event.credits) != (round.arrived, round.credits):
         return Decision(round, reason="ignored: that fold was of another set of updates")
-    late = f" and {len(round.credits)} late" if round.credits else ""
     verb = "folded" if round.kind == "train" else "evaluated from"
-    why = f"{verb} {_updates(len(round.arrived))}{late}: {round.closed_because}"
+    why = f"{verb} {_tally(round)}: {round.closed_because}"
     done = replace(
         round, phase=Phase.DONE, ended_at=now, reason=why,
         model=event.model, digest=event.digest, metrics=event.metrics, release=event.release,
     )  # fmt: skip
     return Decision(done, (Publish(),), why)
+
+
+def _tally(round: Round) -> str:
+    late = len(round.credits)
+    if round.policy.buffered:
+        return _updates(round.counted) + (f", {late} of earlier rounds" if late else "")
+    return _updates(len(round.arrived)) + (f" and {late} late" if late else "")
 
 
 def _updates(n: int) -> str:

@@ -11,13 +11,17 @@ from fleetfold.messages import Metrics
 Seats = frozenset[int]
 Credits = frozenset[str]
 """Keys of late updates of earlier rounds that are credited to this one."""
+Owed = frozenset[tuple[int, int]]
+"""Updates that earlier rounds still owe, as (round, seat)."""
 
 
 class Arrived(Struct, frozen=True, tag=True):
-    """Updates passed the gate. With the credits: late ones of earlier rounds that count here."""
+    """Updates passed the gate. With the credits: late ones of earlier rounds that count here. `answered`:
+    what earlier rounds owed and nobody waits for any more, because it is credited, or was refused."""
 
     seats: Seats = frozenset()
     credits: Credits = frozenset()
+    answered: Owed = frozenset()
 
 
 class Refused(Struct, frozen=True, tag=True):

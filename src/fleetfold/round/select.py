@@ -75,7 +75,7 @@ def choose(
     fleet: the eligible devices; draws: one number in (0, 1) for each. Raises BadConfig when the user's
     rule returns something else than names of the fleet.
     """
-    if not fleet:
+    if not fleet or (k < 1 and rule is not everyone):
         return ()
     starved = _starved(fleet, k, round) if rule is not everyone else []
     names = {device.name for device in fleet}

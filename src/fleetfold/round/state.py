@@ -9,7 +9,7 @@ from enum import StrEnum
 from msgspec import Struct
 
 from fleetfold.messages import Kind, Metrics
-from fleetfold.round.events import Credits, Effect, Seats
+from fleetfold.round.events import Credits, Effect, Owed, Seats
 
 
 class Phase(StrEnum):
@@ -29,6 +29,7 @@ class Policy(Struct, frozen=True, kw_only=True):
     quorum: int  # fewest worth folding
     deadline: float  # stop waiting after this long
     lease: float = 60.0  # a folder silent this long has died
+    buffered: bool = False  # credits count as arrivals do
 
 
 class Round(Struct, frozen=True, kw_only=True):
@@ -47,6 +48,7 @@ class Round(Struct, frozen=True, kw_only=True):
     arrived: Seats = frozenset()
     refused: Seats = frozenset()
     credits: Credits = frozenset()
+    owed: Owed = frozenset()  # by earlier rounds, and waited for here; shrinks as they answer
     closed_at: float = 0.0  # when the set of updates was fixed
     closed_because: str = ""
     leased_at: float = 0.0  # when the newest folder was sent
@@ -63,6 +65,16 @@ class Round(Struct, frozen=True, kw_only=True):
         return self.asked_at + self.policy.deadline
 
     @property
-    def silent(self) -> int:
+    def counted(self) -> int:
+        """Updates that count towards target and quorum."""
+        return len(self.arrived) + (len(self.credits) if self.policy.buffered else 0)
+
+    @property
+    def unanswered(self) -> int:
         """Devices that were invited and have not answered."""
         return self.invited - len(self.arrived) - len(self.refused)
+
+    @property
+    def silent(self) -> int:
+        """Answers that may still come: of those who were invited here, and of those who owe one."""
+        return self.unanswered + len(self.owed)

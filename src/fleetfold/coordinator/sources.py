@@ -1,0 +1,105 @@
+"""Updates and models as the fold reads them: by range, from where their tensors begin.
+
+    arrival record ─▶ where the tensors begin, how they are written ─▶ Source          no header is read again
+
+An update that is not there any more, or is shorter than it was, is Unfit; a model that is not is a KeyError.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from functools import lru_cache
+
+from fleetfold import layout
+from fleetfold.fold.codecs import Read
+from fleetfold.fold.fold import Source, Unfit
+from fleetfold.fold.tensors import PREFIX, Header, header_length, parse_header
+from fleetfold.fold.wire import Wire
+from fleetfold.ledger import Arrival
+from fleetfold.ports import Objects, read
+from fleetfold.round.state import Round
+
+OPEN = 256
+"""Updates whose files are all held open while they are folded."""
+HEADER_LIMIT = 1 << 28
+"""Bytes of header that a file of our own may have."""
+GONE = "is no longer the file that was admitted"
+
+
+@contextmanager
+def opened(
+    objects: Objects, round: Round, arrivals: Sequence[Arrival], weights: Sequence[float], model: Header
+) -> Iterator[tuple[list[Source], Mapping[int, Read]]]:
+    """The arrivals as sources, in their order, and the models that they were trained from, with the round's
+    own, by version. Raises Unfit."""
+    wires = lru_cache(maxsize=None)(lambda form: Wire(model, form))
+    with ExitStack() as stack:
+        files = _Files(objects, stack, hold=len(arrivals) <= OPEN)
+        versions = {round.base, *(arrival.base for arrival in arrivals)}
+        bases = {version: files.model(round.run, version) for version in versions}
+        pairs = zip(arrivals, weights, strict=True)
+        yield [_source(files, arrival, wires(arrival.form), weight) for arrival, weight in pairs], bases
+
+
+def header_of(objects: Objects, key: str) -> Header:
+    """The header of a file of tensors. Raises KeyError, or BadUpdate if it is not one."""
+    size = objects.size(key)
+    if size is None:
+        raise KeyError(key)
+    prefix = read(objects, key, 0, min(PREFIX, size))
+    return parse_header(read(objects, key, 0, header_length(prefix, size, HEADER_LIMIT)), size)
+
+
+class _Files:
+    """Files of tensors, read from where their tensors begin. `hold`: each is kept open until the fold is
+    done; else it is opened for each read, for no process may have 10,000 of them."""
+
+    def __init__(self, objects: Objects, stack: ExitStack, *, hold: bool) -> None:
+        self._objects, self._stack, self._hold = objects, stack, hold
+        self.held: dict[str, tuple[int, int]] = {}  # those that are files: open, and where tensors begin
+
+    def read(self, key: str, begin: int) -> Read:
+        """Raises KeyError if it is to be held and is not there, or when it is read and is not there."""
+        if self._hold:
+            held = self._stack.enter_context(closing(self._objects.open(key)))
+            if held.file is not None:
+                self.held[key] = (held.file, begin)
+
+        def read(place: int, into: memoryview) -> None:
+            if self._hold:
+                done = held.read(begin + place, into)
+            else:
+                with closing(self._objects.open(key)) as reader:
+                    done = reader.read(begin + place, into)
+            if done != len(into):
+                raise KeyError(key)
+
+        return read
+
+    def model(self, run: str, version: int) -> Read:
+        """A model of the run; nothing is opened before it is read."""
+        key = layout.model(run, version)
+
+        @lru_cache(maxsize=1)
+        def opened() -> Read:
+            return self.read(key, header_of(self._objects, key).begin)
+
+        return lambda place, into: opened()(place, into)
+
+
+def _source(files: _Files, arrival: Arrival, wire: Wire, weight: float) -> Source:
+    try:
+        plain = files.read(arrival.key, arrival.begin)
+    except KeyError:
+        raise Unfit([arrival.key], GONE) from None
+
+    def read(place: int, into: memoryview) -> None:
+        try:
+            plain(place, into)
+        except KeyError:
+            raise Unfit([arrival.key], GONE) from None
+
+    return Source(
+        name=arrival.key, weight=weight, wire=wire, read=read, base=arrival.base,
+        file=files.held.get(arrival.key),
+        sent=wire.sent(arrival.size - arrival.begin),
+    )  # fmt: skip
