@@ -7,10 +7,11 @@ from bench.buffered import buffered
 from bench.codecs import codecs
 from bench.fold import fold
 from bench.overhead import overhead
+from bench.privacy import privacy
 from bench.proximal import proximal
 from bench.selection import select
 
-BENCHMARKS = (overhead, fold, select, buffered, attack, codecs, proximal)
+BENCHMARKS = (overhead, fold, select, buffered, attack, codecs, proximal, privacy)
 
 app = App(
     name="python -m bench",

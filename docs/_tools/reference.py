@@ -76,6 +76,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "accuracy": "as scored by `scored_by`",
         "scored_by": "`test`: the test set; `devices`: the devices, of the model that they were given; "
         "`trained`: the devices, in training",
+        "epsilon": "what the run has spent of [privacy](privacy.md) by then; null without",
         "metrics": "every number that was reported, by who scored it: means weighted by examples",
         "seconds": "from opening to the end",
         "fold_seconds": "from closing to the end",

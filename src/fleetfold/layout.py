@@ -3,6 +3,7 @@
     runs/{run}/models/{version:06}.safetensors               objects: written once
     runs/{run}/rounds/{round:06}/updates/{device}.safetensors
     runs/{run}/rounds/{round:06}/arrivals/{device}           records: one small one each
+    runs/{run}/releases/{number:06}
 
 A round that only evaluates is named like the round whose model it evaluates, with `-evaluate` behind it.
 """
@@ -33,13 +34,26 @@ def run(run: str) -> str:
     return f"runs/{run}"
 
 
-def model(run: str, version: int) -> str:
-    return f"runs/{run}/models/{version:06}.safetensors"
+def model(run: str, version: int, release: int = 0) -> str:
+    """`release`: the model as that private release has it, before a round takes it up."""
+    return f"runs/{run}/models/{version:06}{_released(release)}.safetensors"
 
 
-def state(run: str, version: int) -> str:
+def state(run: str, version: int, release: int = 0) -> str:
     """The server optimizer's state after so many steps, beside the model."""
-    return f"runs/{run}/models/{version:06}.state.safetensors"
+    return f"runs/{run}/models/{version:06}{_released(release)}.state.safetensors"
+
+
+def _released(release: int) -> str:
+    return f".release-{release:06}" if release else ""
+
+
+def release(run: str, number: int) -> str:
+    return f"{releases(run)}{number:06}"
+
+
+def releases(run: str) -> str:
+    return f"runs/{run}/releases/"
 
 
 def round(run: str, number: int, kind: Kind) -> str:

@@ -3,6 +3,7 @@
 runs/{run}                                the run            changed by compare-and-set
 runs/{run}/rounds/{n}                     the round          changed by compare-and-set
 runs/{run}/rounds/{n}/arrivals/{device}   one arrival each
+runs/{run}/releases/{n}                   one private release each, never changed
 fleet/{device}                            the registry
 """
 
@@ -45,10 +46,21 @@ class Arrival(Struct, frozen=True, kw_only=True):
     credited_to: int = 0
 
 
+class Release(Struct, frozen=True, kw_only=True):
+    """A model that may have been seen, with its own noise: what privacy is spent by."""
+
+    number: int  # of the run's releases, from 1 without gaps
+    round: int
+    updates: str  # digest of the set that it is made of
+    clip: float
+    next_clip: float  # of the round after, from a count that has noise on it
+
+
 _RUN = msgspec.json.Decoder(Run)
 _ROUND = msgspec.json.Decoder(Round)
 _ARRIVAL = msgspec.json.Decoder(Arrival)
 _DEVICE = msgspec.json.Decoder(Device)
+_RELEASE = msgspec.json.Decoder(Release)
 
 
 class Ledger:
@@ -89,6 +101,18 @@ class Ledger:
 
     def swap_arrival(self, round: str, arrival: Arrival, expect: int) -> bool:
         return self._records.swap(layout.arrival(round, arrival.device), encode(arrival), expect)
+
+    def releases(self, run: str) -> list[Release]:
+        """All of a run, by number."""
+        return [_RELEASE.decode(record.value) for _, record in self._records.scan(layout.releases(run))]
+
+    def release(self, run: str, number: int) -> Release | None:
+        found = _typed(_RELEASE, self._records.get(layout.release(run, number)))
+        return found[0] if found else None
+
+    def save_release(self, run: str, release: Release) -> bool:
+        """Whether it is the first of its number."""
+        return self._records.swap(layout.release(run, release.number), encode(release), expect=0)
 
     def fleet(self) -> list[Device]:
         """The registry, by name."""

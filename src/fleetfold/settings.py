@@ -52,7 +52,9 @@ class Settings(Struct, frozen=True, kw_only=True):
         float, Meta(description="a credited update s versions old weighs 1/(1+s)^staleness", ge=0)
     ] = 0.5
 
-    weight: Annotated[str, Meta(description="of an update in the fold: examples or uniform")] = "examples"
+    weight: Annotated[
+        str, Meta(description="of an update in the fold: examples or uniform (with noise: always uniform)")
+    ] = "examples"
     fold: Annotated[
         str,
         Meta(
@@ -73,17 +75,38 @@ class Settings(Struct, frozen=True, kw_only=True):
 
     clip: Annotated[
         float,
-        Meta(description="clipped_mean: the longest difference to the model; 0: the median length", ge=0),
+        Meta(
+            description="longest difference to the model, with noise or clipped_mean (of that 0: the median)",
+            ge=0,
+        ),
     ] = 0.0
     norm_most: Annotated[
         float, Meta(description="an update further from its model than this is refused; 0: any", ge=0)
+    ] = 0.0
+
+    noise: Annotated[
+        float,
+        Meta(description="differential privacy: noise, times what one device can change; 0: none", ge=0),
+    ] = 0.0
+    clip_quantile: Annotated[
+        float,
+        Meta(
+            description="with noise: the clip follows the length that this share of updates keeps; 0: fixed",
+            ge=0, lt=1,
+        ),
+    ] = 0.0  # fmt: skip
+    epsilon: Annotated[
+        float, Meta(description="with noise: stop before more than this ε is spent; 0: no budget", ge=0)
+    ] = 0.0
+    dp_delta: Annotated[
+        float, Meta(description="with noise: the δ that ε is told at; 0: 1 / devices^1.1", ge=0, lt=1)
     ] = 0.0
 
     codec: Annotated[
         str, Meta(description="how updates travel: full, fp32, bf16, fp16, int8, topk, module:name")
     ] = "full"
     delta: Annotated[
-        str, Meta(description="send the difference to the model: yes, no, auto (with int8 and topk)")
+        str, Meta(description="send the difference to the model: yes, no, auto (with int8, topk and noise)")
     ] = "auto"
     topk: Annotated[Share, Meta(description="values that topk sends: a count or a share")] = 0.01
     feedback: Annotated[

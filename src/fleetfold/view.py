@@ -17,7 +17,7 @@ from fleetfold.round.state import ENDED, Round
 
 class Row(Struct, frozen=True, kw_only=True):
     """One round. Seconds and bytes; `loss` and `accuracy` as scored by `scored_by`: the test set, the
-    devices (the model that they were given, one round old), or in training."""
+    devices (the model that they were given, one round old), or in training. `epsilon`: of the run so far."""
 
     round: int
     kind: Kind
@@ -31,6 +31,7 @@ class Row(Struct, frozen=True, kw_only=True):
     loss: float | None
     accuracy: float | None
     scored_by: str
+    epsilon: float | None
     metrics: Mapping[str, Mapping[str, float | None]]
     seconds: float
     fold_seconds: float
@@ -61,13 +62,14 @@ def row(ledger: Ledger, objects: Objects, round: Round, now: float) -> Row:
     arrivals = ledger.arrivals(place(round)).values()
     ended = round.ended_at if round.phase in ENDED else now
     loss, accuracy, by = headline(round)
+    epsilon = round.metrics.get("privacy", {}).get("epsilon")
     fetched = sum(1 for a in arrivals if a.took.download is not None)
     base = objects.size(layout.model(round.run, round.base)) or 0
     return Row(
         round=round.number, kind=round.kind, phase=round.phase.value, reason=round.reason,
         cohort=round.invited, arrived=len(round.arrived), refused=len(round.refused),
         late=sum(a.state in ("late", "credited") for a in arrivals), credited=len(round.credits),
-        loss=loss, accuracy=accuracy, scored_by=by, metrics=round.metrics,
+        loss=loss, accuracy=accuracy, scored_by=by, epsilon=epsilon, metrics=round.metrics,
         seconds=ended - round.opened_at,
         fold_seconds=ended - round.closed_at if round.closed_at else 0.0,
         bytes_up=sum(a.size for a in arrivals), bytes_down=base * fetched,

@@ -40,6 +40,18 @@ def test_overhead_says_on_which_machine_and_how_durably(small: "subprocess.Compl
     assert f'"{default("durability")}"' in small.stderr
 
 
+def test_privacy_prints_a_row_for_each_noise_and_more_noise_spends_less() -> None:
+    pytest.importorskip("dp_accounting")
+    pytest.importorskip("sklearn")
+    done = bench("privacy", "--json", "--rounds", "1", "--seeds", "1", "--devices", "10")
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    spent = [row["epsilon"] for row in rows[1:]]
+    assert rows[0]["epsilon"] is None
+    assert spent == sorted(spent, reverse=True)
+    assert all(0 <= row["accuracy"] <= 1 for row in rows)
+
+
 @pytest.mark.needs_torch
 def test_proximal_prints_a_row_for_each_strength_and_the_stronger_goes_less_far() -> None:
     done = bench("proximal", "--json", "--rounds", "1", "--seeds", "1", "--epochs", "2")

@@ -305,3 +305,42 @@ def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[st
         with pytest.raises(SystemExit):
             main([command, "--help"])
         assert f"fleetfold {command}" in capsys.readouterr().out.split("Examples")[1]
+
+
+HIDDEN = ["--devices", "30", "--noise", "2", "--clip", "1"]
+
+
+def test_a_budget_ends_the_run_with_its_reason_and_every_place_shows_what_was_spent(app: Path) -> None:
+    pytest.importorskip("dp_accounting")
+    done = fleetfold("run", "my-app", *HIDDEN, "--epsilon", "2")
+    assert done.returncode == 0, done.stderr
+    assert "accuracy" in done.stdout.splitlines()[0]
+    assert ", ε 0." in done.stdout.splitlines()[0]
+    assert "stopped: round 5 would bring ε to 2.28, the budget is 2" in done.stdout
+    assert " · ε 1." in done.stdout.splitlines()[-1]
+    assert "--rounds" not in done.stdout, "more rounds are no way to go on"
+    rows = objects(fleetfold("show", "--json"))
+    assert [row["round"] for row in rows] == [1, 2, 3, 4]
+    assert 0 < rows[0]["epsilon"] < rows[3]["epsilon"] <= 2
+    shown = fleetfold("show").stdout
+    assert " ε " in shown
+    assert "stopped: round 5" in shown
+    assert "at δ = 0.02" in shown
+    assert ", ε 1." in fleetfold("export", "--out", "m.safetensors").stdout
+    again = fleetfold("run", "--resume", "latest", "--rounds", "20", "--json")
+    assert again.returncode == 0
+    assert "stopped: round 5" in again.stderr
+
+
+def test_without_the_accountants_library_a_private_run_is_refused_before_anything_is_made(
+    app: Path, home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "dp_accounting", None)
+    with pytest.raises(SystemExit) as left:
+        main(["run", "my-app", *HIDDEN])
+    assert left.value.code == 2
+    said = capsys.readouterr().err
+    assert "dp-accounting" in said
+    assert "pip install 'fleetfold[dp]'" in said
+    assert not (home / "runs").exists()
+    refused(fleetfold("run", "my-app", "--epsilon", "8"), "hides nothing without noise", "next: set noise")

@@ -331,4 +331,4 @@ def test_an_owed_update_that_lies_there_is_taken_in_though_its_report_was_lost()
 
 def fold_again(world: Paced, round: Round) -> str:
     header = header_of(world.objects, layout.model("r", round.base))
-    return fold_round(world.objects, round, counted(world, round), world.settings, header, None)[1]
+    return fold_round(world.objects, round, counted(world, round), world.settings, header, None).digest

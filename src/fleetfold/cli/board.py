@@ -82,7 +82,8 @@ class Board:
             self._console.print(
                 f"round {row.round}/{run.settings.rounds}"
                 f"{'' if row.kind == 'train' else ' ' + row.kind} {row.phase}: {row.reason};"
-                f" loss {number(row.loss)}, accuracy {number(row.accuracy)}, {row.seconds:.2f} s",
+                f" loss {number(row.loss)}, accuracy {number(row.accuracy)}"
+                f"{'' if row.epsilon is None else f', ε {number(row.epsilon)}'}, {row.seconds:.2f} s",
                 markup=False, highlight=False, soft_wrap=True,
             )  # fmt: skip
 
@@ -112,11 +113,15 @@ class Board:
 
 
 def rounds_table(rows: list[Row], width: int) -> Table:
-    """One row a round. Fits 80 columns; a wider terminal is given the reasons as well."""
+    """One row a round. Fits 80 columns; a wider terminal is given the reasons as well. Where privacy is kept
+    there is a column for ε, in 80 columns in place of what was sent down."""
+    private = any(r.epsilon is not None for r in rows)
+    bytes_of = ("up",) if private and width < 90 else ("up", "down")
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("round", justify="right", no_wrap=True)
     table.add_column("phase", no_wrap=True)
-    for column in ("arrived", "refused", "loss", "accuracy", "seconds", "up", "down"):
+    shown = ("arrived", "refused", "loss", "accuracy", *(("ε",) if private else ()), "seconds", *bytes_of)
+    for column in shown:
         table.add_column(
             column, justify="right", no_wrap=True, min_width=8 if column in ("up", "down") else None
         )
@@ -128,7 +133,8 @@ def rounds_table(rows: list[Row], width: int) -> Table:
         late = f"+{r.credited}" if r.credited else ""
         table.add_row(
             name, f"[{COLOURS.get(r.phase, 'yellow')}]{r.phase}[/]", f"{r.arrived}{late}/{r.cohort}", refused,
-            number(r.loss), number(r.accuracy), f"{r.seconds:.2f}", size(r.bytes_up), size(r.bytes_down),
+            number(r.loss), number(r.accuracy), *([number(r.epsilon)] if private else []),
+            f"{r.seconds:.2f}", *(size({"up": r.bytes_up, "down": r.bytes_down}[b]) for b in bytes_of),
             *([escape(r.reason)] if wide else []),
         )  # fmt: skip
     return table

@@ -53,4 +53,14 @@ def export(
     except OSError as error:
         raise BadConfig(f"--out {out}: {error.strerror}") from None
     parameters = sum(array.size for array in tensors.values())
-    print(f"{out}: model {number} of {place.run}, {len(tensors)} tensors, {parameters:,} values")
+    private = _privacy(place, number)
+    print(f"{out}: model {number} of {place.run}, {len(tensors)} tensors, {parameters:,} values{private}")
+
+
+def _privacy(place: wiring.Place, version: int) -> str:
+    """What the run had spent when it released that model; nothing where it hides nobody."""
+    for round in wiring.ledger(place).rounds(place.run):
+        told = round.metrics.get("privacy")
+        if told and round.base + 1 == version:
+            return f", ε {told['epsilon']:.3f} at δ = {told['delta']:.3g}"
+    return ""

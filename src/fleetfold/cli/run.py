@@ -102,7 +102,10 @@ def conclude(run: Run, place: Place, board: Board, json: bool) -> int:
     """Where the run is, what to try next, and the last line: the figures."""
     if run.state is RunState.FAILED:
         raise Unavailable(f"run {run.name} failed: {run.reason}", next=f"fleetfold show {run.name}")
+    early = run.round < run.settings.rounds
     if json:
+        if early:
+            print(run.reason, file=sys.stderr)
         return 0
     console = terminal()
     last = [row for row in board.rows if row.accuracy is not None or row.loss is not None][-1:]
@@ -111,15 +114,20 @@ def conclude(run: Run, place: Place, board: Board, json: bool) -> int:
         name = "accuracy" if last[0].accuracy is not None else "loss"
         score = f"{name} {number(getattr(last[0], name))}"
     path = shown(place.folder)
+    if early:
+        console.print(run.reason, markup=False, soft_wrap=True)
+    again = f"fleetfold run --resume {run.name} --rounds {run.settings.rounds + 10}"
     console.print(
         f"\nmodel   {path}/models/{run.version:06}.safetensors\n"
         f"next    {typed(f'fleetfold show {run.name}')}\n"
         f"        {typed(f'fleetfold export {run.name} --out model.safetensors')}\n"
-        f"        {typed(f'fleetfold run --resume {run.name} --rounds {run.settings.rounds + 10}')}\n",
+        + ("" if early else f"        {typed(again)}\n"),
         markup=False,
         soft_wrap=True,
     )
     seconds = (run.ended_at or 0) - run.started_at
+    told = [row.epsilon for row in board.rows if row.epsilon is not None]
+    score += f" · ε {number(told[-1])}" if told else ""
     console.print(
         f"{score} · rounds {run.round} · seconds {seconds:.0f} · run {path}", markup=False, soft_wrap=True
     )

@@ -84,6 +84,10 @@ def show(
     console.print(f"[bold]{value.name}[/] {value.state.value}: {escape(value.reason)}")
     console.print(f"app {value.app}\nstarted {_clock(value.started_at)}", markup=False)
     console.print(rounds_table(all_rows, console.width))
+    private = [r.metrics["privacy"] for r in all_rows if r.epsilon is not None]
+    if private:
+        spent = f"{number(private[-1]['epsilon'])} at δ = {private[-1]['delta']:.3g}"
+        console.print(f"ε: spent by the run so far, {spent}", style="dim")
     scored = {r.scored_by for r in all_rows if r.scored_by}
     meaning = {"test": "the test set", "devices": "the devices, of the model they were given",
                "trained": "the devices, in training"}  # fmt: skip

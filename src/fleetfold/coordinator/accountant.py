@@ -12,6 +12,8 @@ from importlib import import_module
 from math import sqrt
 from typing import Any
 
+import numpy as np
+
 from fleetfold.errors import BadConfig
 from fleetfold.fold.privacy import Privacy
 
@@ -34,7 +36,8 @@ def spent(settings: Privacy, rounds: int, devices: int, sampling: float = 1.0) -
     if rounds <= 0:
         return 0.0
     dp = _dp_accounting()
-    most = float(dp.get_epsilon_gaussian(settings.noise_multiplier / sqrt(rounds), delta))
+    with np.errstate(divide="ignore"):  # of next to no noise: the logarithm of 0 is meant
+        most = float(dp.get_epsilon_gaussian(settings.noise_multiplier / sqrt(rounds), delta))
     if sampling == 1:
         return most
     event = dp.PoissonSampledDpEvent(sampling, dp.GaussianDpEvent(settings.noise_multiplier))

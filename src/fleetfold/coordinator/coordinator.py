@@ -6,14 +6,16 @@ Everything it knows lies in the ledger and the objects; what it keeps in memory 
 changes. So it may die between any two lines, and the next one goes on from there.
 """
 
+import os
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import msgspec
 from msgspec.structs import replace
 
 from fleetfold import layout
-from fleetfold.coordinator.folding import fold_round, summary
+from fleetfold.coordinator.folding import Made, fold_round, found, release_of, summary
+from fleetfold.coordinator.hiding import ENTROPY, Overspent, hide, set_of, spending, stopped, take_up, whole
 from fleetfold.coordinator.intake import Intake, quarantine
 from fleetfold.coordinator.inviting import Way, tasks, ways
 from fleetfold.coordinator.late import (
@@ -51,9 +53,11 @@ from fleetfold.round.events import (
     Resumed,
     Ticked,
     WakeAt,
+    Withheld,
 )
 from fleetfold.round.run import Run, RunState, advance
 from fleetfold.round.state import ENDED, Phase, Round
+from fleetfold.settings import Settings
 
 Test = Callable[[bytes], Metrics]
 """Scores a model file on the user's own test set, where there is one."""
@@ -65,16 +69,17 @@ REMEMBERED = 32
 
 class Coordinator:
     """Drives one run. `clock`: seconds since the epoch. `sole`: nobody else drives it, so what a dead
-    one left undone is done at once and not only when its lease is over."""
+    one left undone is done at once and not only when its lease is over. `entropy`: so many bytes of chance
+    that nobody can know or draw again, for the noise that hides devices."""
 
     def __init__(
         self, run: str, ledger: Ledger, objects: Objects, control: Control, alarm: Alarm,
         policies: Policies, clock: Callable[[], float], *, sole: bool = False, test: Test | None = None,
-        stopwatch: Stopwatch = by_own_clock,
+        stopwatch: Stopwatch = by_own_clock, entropy: Callable[[int], bytes] = os.urandom,
     ) -> None:  # fmt: skip
         self._name, self._ledger, self._objects, self._control = run, ledger, objects, control
         self._alarm, self._policies, self._clock = alarm, policies, clock
-        self._sole, self._test, self._stopwatch = sole, test, stopwatch
+        self._sole, self._test, self._stopwatch, self._entropy = sole, test, stopwatch, entropy
         self._strangers: dict[str, int] = {}
         self._seats = lru_cache(maxsize=REMEMBERED)(self._load_cohort)
         self._header = lru_cache(maxsize=REMEMBERED)(lambda key: header_of(objects, key))
@@ -261,18 +266,33 @@ class Coordinator:
         run, _ = self._run()
         counted = self._counted(round)
         metrics = summary(counted)
-        model = digest = ""
-        if round.kind == "train":
-            header = self._header(layout.model(round.run, round.base))
-            try:
-                model, digest = fold_round(
-                    self._objects, round, counted, run.settings, header, self._policies.fold
-                )
-            except Unfit as unfit:
-                return self._strike(round, counted, unfit)
-            if self._test is not None:
-                metrics["test"] = self._test(fetch(self._objects, model))
-        return Folded(round.arrived, round.credits, model, digest, metrics)
+        if round.kind == "evaluate":
+            return Folded(round.arrived, round.credits, metrics=metrics)
+        try:
+            made = self._made(round, counted, run.settings)
+        except Unfit as unfit:
+            return self._strike(round, counted, unfit)
+        except Overspent as overspent:
+            return Withheld(str(overspent))
+        if self._test is not None:
+            metrics["test"] = self._test(fetch(self._objects, made.model))
+        if made.release:
+            metrics["privacy"] = spending(self._ledger, round, run.settings, made.release)
+        model = layout.model(round.run, round.base + 1)
+        return Folded(round.arrived, round.credits, model, made.digest, metrics, made.release)
+
+    def _made(self, round: Round, counted: Sequence[Arrival], settings: Settings) -> Made:
+        """The round's model: folded, or with privacy found where a folder before this one finished it."""
+        header = self._header(layout.model(round.run, round.base))
+        fold = partial(fold_round, self._objects, round, counted, settings, header, self._policies.fold)
+        if not settings.noise:
+            return fold()
+        updates = set_of(counted)
+        if release := whole(self._ledger, self._objects, round, updates):
+            return found(self._objects, round, release.number)
+        entropy = self._entropy(ENTROPY)  # of this fold alone, and kept nowhere
+        before = release_of(header) if round.base else 0
+        return fold(hide=partial(hide, self._ledger, round, settings, updates, before, entropy))
 
     def _counted(self, round: Round) -> list[Arrival]:
         """Arrivals that the round folds, in their fixed order: by seat, then credits by key."""
@@ -305,6 +325,8 @@ class Coordinator:
         """Learn from the round that ended, and let go of what is not needed any more."""
         if round.kind == "train":
             settings = self._run()[0].settings
+            if settings.noise:
+                take_up(self._ledger, self._objects, round)
             if round.policy.buffered and round.phase is Phase.FAILED:
                 give_back(self._ledger, round)
             rounds = heard(self._ledger, round)
@@ -314,13 +336,24 @@ class Coordinator:
     # Going on
 
     def _open(self, run: Run) -> None:
-        """Open the run's next round. If two do it at once, the first one's holds."""
+        """Open the run's next round, unless its budget of privacy is spent. If two do it at once, the first
+        one's holds."""
+        if run.kind == "train" and (why := stopped(self._ledger, run.name, run.settings, run.round)):
+            self._stop(run, why)
+            return
         now, rule = self._clock(), self._policies.select
         round = next_round(run, self._ledger.fleet(), self._debts(run, now), rule, self._objects, now)
         decision = opened(round, round.opened_at)
         committed = replace(decision.round, outbox=decision.effects)
         if self._ledger.save_round(committed, expect=0):
             self._act(committed, 1)
+
+    def _stop(self, run: Run, why: str) -> None:
+        """End the run after the round before the one that it was to open."""
+        current, version = self._run()
+        if current == run:
+            ended = replace(run, round=run.round - 1, state=RunState.DONE, ended_at=self._clock(), reason=why)
+            self._ledger.save_run(ended, expect=version)
 
     def _debts(self, run: Run, now: float) -> Debts:
         """What is owed to the round that `run` is to open; where nobody is waited for, nothing."""

@@ -1,7 +1,8 @@
 """What has arrived, folded into the next model: sources from the arrival records, in order of seats.
 
 The model is written as it is made, under its version's key. The same set of updates gives the same
-bytes, so a second folder writes what the first one wrote, and either may be the one that is heard.
+bytes, so a second folder writes what the first one wrote, and either may be the one that is heard. Noise
+is never the same: with it each folder has a key of its own (hiding.py).
 """
 
 import hashlib
@@ -15,8 +16,10 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
+from numpy.typing import NDArray
 
 from fleetfold import layout
+from fleetfold.coordinator.hiding import Hide, pieces
 from fleetfold.coordinator.policy import method, optimizer
 from fleetfold.coordinator.sources import opened
 from fleetfold.coordinator.stepping import Stepping
@@ -35,27 +38,37 @@ HERE = replace(LAPTOP, threads=min(4, os.cpu_count() or 1))
 """More threads than that wait for memory."""
 
 
-class ModelHeader(Struct, frozen=True):
-    """What a model's own header says. No times: the same updates make the same file."""
+class ModelHeader(Struct, frozen=True, omit_defaults=True):
+    """What a model's own header says. No times: the same updates make the same file. Of a private release
+    the examples are not told."""
 
     run: str
     version: int
     round: int
     updates: int
     examples: int
+    release: int = 0  # which private one of the run's it is
+
+
+class Made(Struct, frozen=True):
+    """A model that is durable: its key, its sha256, and which private release it is."""
+
+    model: str
+    digest: str
+    release: int = 0
 
 
 def fold_round(
     objects: Objects, round: Round, arrivals: Sequence[Arrival], settings: Settings,
-    model: Header, own: ChunkFold | None,
-) -> tuple[str, str]:  # fmt: skip
-    """Fold `arrivals`, in the order given, into the model after `round.base`. → its key and sha256.
-    `own`: the user's fold, where there is one. The model's header says how many updates are in it.
+    model: Header, own: ChunkFold | None, hide: Hide | None = None,
+) -> Made:  # fmt: skip
+    """Fold `arrivals`, in the order given, into the model after `round.base`. `own`: the user's fold, where
+    there is one; `hide`: makes it a private release, under a key of its own. The model's header says how many
+    updates are in it.
 
-    Raises Unfit, naming the arrivals' keys.
+    Raises Unfit, naming the arrivals' keys, and what `hide` does.
     """
-    version = round.base + 1
-    key = layout.model(round.run, version)
+    version, release = round.base + 1, 0
     weights = [weight(arrival, round, settings) for arrival in arrivals]
     with opened(objects, round, arrivals, weights, model) as (sources, bases):
         how = method(settings, own, len(sources))
@@ -66,17 +79,37 @@ def fold_round(
             apart = rounded(measured(sources, model, distances, recipe))
             kept = how.selection(apart, how.byzantine, len(sources) - how.byzantine)
             sources, arrivals = [sources[k] for k in kept], [arrivals[k] for k in kept]
+        if hide is not None:
+            hidden = hide(_lengths(sources, model, recipe))
+            sources = [replace(s, factor=float(f)) for s, f in zip(sources, hidden.factors, strict=True)]
+            recipe = replace(recipe, divisor=hidden.divisor, noise=hidden.noise)
+            release = hidden.number
         passes = partial(_passes, sources, model)
         if settings.server != "none":
-            stepping = Stepping(objects, round.run, round.base, model, optimizer(settings))
+            state = layout.state(round.run, version, release)
+            stepping = Stepping(objects, round.run, round.base, model, optimizer(settings), state)
             after = stepping.advance(lambda step: passes(replace(recipe, after=step, floats_only=True)))
             recipe = replace(recipe, after=after)
-        examples = sum(arrival.examples for arrival in arrivals)
-        about = ModelHeader(round.run, version, round.number, len(arrivals), examples)
+        examples = 0 if release else sum(arrival.examples for arrival in arrivals)
+        about = ModelHeader(round.run, version, round.number, len(arrivals), examples, release)
         header = write_header(model.layout, msgspec.json.encode(about))
         digest = hashlib.sha256()
+        key = layout.model(round.run, version, release)
         objects.put(key, _hashed(chain([header], passes(recipe)), digest.update))
-    return key, digest.hexdigest()
+    return Made(key, digest.hexdigest(), release)
+
+
+def found(objects: Objects, round: Round, release: int) -> Made:
+    """A release that was made before, as it lies there."""
+    key, digest = layout.model(round.run, round.base + 1, release), hashlib.sha256()
+    for piece in pieces(objects, key):
+        digest.update(piece)
+    return Made(key, digest.hexdigest(), release)
+
+
+def release_of(model: Header) -> int:
+    """Which private release a model of the run is, that is not its first."""
+    return msgspec.json.decode(model.metadata, type=ModelHeader).release
 
 
 def _passes(sources: Sequence[Source], model: Header, recipe: Recipe) -> Iterator[memoryview]:
@@ -93,7 +126,7 @@ def _clipped(sources: Sequence[Source], model: Header, recipe: Recipe, settings:
     Where it names none it is the median of those that came, which fewer than half of the updates cannot
     push beyond the honest ones. Raises Unfit for those that are refused outright.
     """
-    norms = np.sqrt(rounded(measured(sources, model, norms_squared, recipe, together=False)))
+    norms = _lengths(sources, model, recipe)
     most = settings.norm_most
     if most and (far := [s.name for s, norm in zip(sources, norms, strict=True) if norm > most]):
         raise Unfit(far, f"lies further than {most:g} from its model (norm_most)")
@@ -103,12 +136,19 @@ def _clipped(sources: Sequence[Source], model: Header, recipe: Recipe, settings:
     return [replace(s, factor=float(f)) for s, f in zip(sources, factors(norms, clip), strict=True)]
 
 
+def _lengths(sources: Sequence[Source], model: Header, recipe: Recipe) -> NDArray[np.float64]:
+    """How far each update lies from its model, all its floats together. Raises Unfit."""
+    squared = rounded(measured(sources, model, norms_squared, recipe, together=False))
+    return np.asarray(np.sqrt(squared))
+
+
 def weight(arrival: Arrival, round: Round, settings: Settings) -> float:
-    """Of an update in the fold: its examples or 1, less if it is stale.
+    """Of an update in the fold: its examples or 1, less if it is stale. With noise always 1: examples are
+    what a device says, and would buy it more of the model than is hidden.
 
     The staleness discount 1/(1+s)^a is FedBuff's (Nguyen et al., 2022), a = `settings.staleness`.
     """
-    own = float(arrival.examples) if settings.weight == "examples" else 1.0
+    own = float(arrival.examples) if settings.weight == "examples" and not settings.noise else 1.0
     stale = round.base - arrival.base
     return own / math.pow(1.0 + stale, settings.staleness)
 

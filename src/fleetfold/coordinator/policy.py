@@ -8,6 +8,7 @@ from typing import Any
 
 from msgspec import Struct
 
+from fleetfold.coordinator.hiding import check
 from fleetfold.errors import BadConfig, FleetfoldError, blame
 from fleetfold.fold.fold import ChunkFold
 from fleetfold.fold.robust import ROBUST, SELECTIONS, Selection
@@ -34,7 +35,9 @@ class Policies(Struct, frozen=True, kw_only=True):
 
 
 def policies(settings: Settings) -> Policies:
-    """Raises BadConfig naming the setting, where a `module:name` cannot be imported or called."""
+    """Raises BadConfig naming the setting, where a `module:name` cannot be imported or called, or where
+    privacy is asked for that cannot be given."""
+    check(settings)
     cadence = settings.cadence
     return Policies(
         select=RULES.get(settings.select) or load(settings.select, "select"),
@@ -79,7 +82,9 @@ def form(model: Header, settings: Settings, codec: str) -> Form:
     """How updates are to travel, with that codec. Raises BadConfig."""
     if codec not in CODECS:
         raise BadConfig(f"codec: {codec!r} is not one of {', '.join(CODECS)}")
-    delta = settings.delta == "yes" or (settings.delta == "auto" and codec in ("int8", "topk"))
+    # What is clipped and hidden is the difference: sent as one, no rounding is larger than its own.
+    suits = codec in ("int8", "topk") or settings.noise > 0
+    delta = settings.delta == "yes" or (settings.delta == "auto" and suits)
     return Form(codec, delta, mask_of(model, settings))
 
 

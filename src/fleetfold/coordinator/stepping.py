@@ -30,10 +30,14 @@ Pass = Callable[[After], Iterator[memoryview]]
 
 
 class Stepping:
-    """The step from version `base` of `run` to the next. `model`: the header of that version's file."""
+    """The step from version `base` of `run` to the next. `model`: the header of that version's file; `to`:
+    the next state's key."""
 
-    def __init__(self, objects: Objects, run: str, base: int, model: Header, optimizer: Optimizer) -> None:
+    def __init__(
+        self, objects: Objects, run: str, base: int, model: Header, optimizer: Optimizer, to: str
+    ) -> None:
         self._objects, self._run, self._base, self._optimizer = objects, run, base, optimizer
+        self._to = to
         self._begin = model.begin
         floats = {t.name: t for t in model.tensors if t.dtype in FLOATS}
         wide = any(tensor.dtype == "F64" for tensor in floats.values())
@@ -57,7 +61,7 @@ class Stepping:
             for which in range(len(self._optimizer.state)):
                 yield from fold(partial(self._after, known, which))
 
-        self._objects.put(layout.state(self._run, self._base + 1), parts())
+        self._objects.put(self._to, parts())
         return partial(self._after, known, None)
 
     def _after(self, known: bool, which: int | None, chunk: Chunk, mean: Array) -> Array:

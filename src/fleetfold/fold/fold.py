@@ -350,9 +350,10 @@ class _Fold:
         return stored(values, code, self.kernel)
 
     def _copied(self, chunk: Chunk, mix: _Mix) -> Array:
-        """Of the heaviest update, the first of them where several weigh the same; else as it was."""
+        """Of the heaviest update, the first of them where several weigh the same; else, and where privacy
+        is kept, as it was."""
         values = np.empty(chunk.count, DTYPES[chunk.stretch.tensor.dtype])
-        if not mix.members:
+        if not mix.members or self.recipe.noise is not None:  # no noise would hide what one device says alone
             self.recipe.bases[self.recipe.base](chunk.start, _bytes(values))
             return values
         source = self.sources[mix.members[int(np.argmax(mix.weights))]]

@@ -25,6 +25,7 @@ from fleetfold.round.events import (
     Resumed,
     Ticked,
     WakeAt,
+    Withheld,
 )
 from fleetfold.round.state import Phase, Round
 
@@ -124,6 +125,10 @@ def _take_out(round: Round, event: Disqualified, now: float, close: Close | None
     return _send_folder(rest, now, why) if rest.counted >= round.policy.quorum else _fail(rest, now, why)
 
 
+def _withhold(round: Round, event: Withheld, now: float, close: Close | None) -> Decision:
+    return _fail(round, now, event.reason)
+
+
 def _renew(round: Round, event: Ticked, now: float, close: Close | None) -> Decision:
     if now < round.leased_at + round.policy.lease:
         return Decision(round, reason=round.reason)
@@ -137,7 +142,7 @@ def _publish(round: Round, event: Folded, now: float, close: Close | None) -> De
     why = f"{verb} {_tally(round)}: {round.closed_because}"
     done = replace(
         round, phase=Phase.DONE, ended_at=now, reason=why,
-        model=event.model, digest=event.digest, metrics=event.metrics,
+        model=event.model, digest=event.digest, metrics=event.metrics, release=event.release,
     )  # fmt: skip
     return Decision(done, (Publish(),), why)
 
@@ -166,6 +171,7 @@ TRANSITIONS: dict[tuple[Phase, type[Event]], Transition] = {
     (Phase.OPEN, Ticked): Transition(_tick, _CLOSES),
     (Phase.OPEN, Resumed): Transition(_ask_again, (Phase.OPEN,)),
     (Phase.FOLDING, Disqualified): Transition(_take_out, (Phase.FOLDING, Phase.FAILED)),
+    (Phase.FOLDING, Withheld): Transition(_withhold, (Phase.FAILED,)),
     (Phase.FOLDING, Ticked): Transition(_renew, (Phase.FOLDING,)),
     (Phase.FOLDING, Folded): Transition(_publish, (Phase.FOLDING, Phase.DONE)),
 }

@@ -37,6 +37,12 @@ class Disqualified(Struct, frozen=True, tag=True):
     credits: Credits = frozenset()
 
 
+class Withheld(Struct, frozen=True, tag=True):
+    """These updates may not be folded: what that tells would exceed the run's privacy budget."""
+
+    reason: str
+
+
 class Ticked(Struct, frozen=True, tag=True):
     """Time has passed."""
 
@@ -52,10 +58,11 @@ class Folded(Struct, frozen=True, tag=True):
     credits: Credits = frozenset()
     model: str = ""  # its key; empty after a round that only evaluates
     digest: str = ""
-    metrics: dict[str, Metrics] = {}  # by who measured: "trained", "devices", "test"
+    metrics: dict[str, Metrics] = {}  # by who measured: "trained", "devices", "test"; "privacy"
+    release: int = 0  # which private release the model is
 
 
-Event = Arrived | Refused | Disqualified | Ticked | Resumed | Folded
+Event = Arrived | Refused | Disqualified | Withheld | Ticked | Resumed | Folded
 
 
 class Invite(Struct, frozen=True, tag=True):

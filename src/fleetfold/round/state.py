@@ -55,6 +55,7 @@ class Round(Struct, frozen=True, kw_only=True):
     ended_at: float = 0.0
     model: str = ""
     digest: str = ""
+    release: int = 0  # which of the run's private releases the model is
     metrics: dict[str, Metrics] = {}
     reason: str = ""  # of the newest change, for people
     outbox: tuple[Effect, ...] = ()  # decided, committed, not yet known to be done
