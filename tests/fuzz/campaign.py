@@ -33,13 +33,13 @@ class Found(NamedTuple):
     files: int
     admitted: int
     reasons: "Counter[str]"
-    slowest: float
+    slowest: tuple[float, int]
     failures: list[tuple[int, str]]
 
 
 def work(seed: int, first: int, step: int, files: int, at: "Synchronized[int]", out: "Queue[Found]") -> None:
     """Cases `first`, `first + step`, … below `files`; `at` says which one it is at."""
-    admitted, slowest, reasons, failures = 0, 0.0, Counter[str](), list[tuple[int, str]]()
+    admitted, slowest, reasons, failures = 0, (0.0, 0), Counter[str](), list[tuple[int, str]]()
     for number in range(first, files, step):
         at.value = number
         case, data, _ = mutated(seed, number)
@@ -51,8 +51,8 @@ def work(seed: int, first: int, step: int, files: int, at: "Synchronized[int]", 
             if len(failures) == 20:
                 break
             continue
-        admitted, slowest = admitted + verdict.admitted, max(slowest, seconds)
-        reasons[kind(verdict) if not verdict.admitted else ""] += 1
+        admitted, slowest = admitted + verdict.admitted, max(slowest, (seconds, number))
+        reasons["admitted" if verdict.admitted else kind(verdict)] += 1
     at.value = files
     out.put(Found(len(range(first, files, step)), admitted, reasons, slowest, failures))
 
@@ -138,12 +138,12 @@ def told(seed: int, files: int, found: list[Found], lost: list[tuple[int, str]],
     done, admitted = sum(each.files for each in found), sum(each.admitted for each in found)
     reasons = sum((each.reasons for each in found), Counter[str]())
     for reason, count in [] if failures else reasons.most_common(12):
-        print(f"{count:>9} {reason or 'admitted'}")
-    slowest = max((each.slowest for each in found), default=0.0)
+        print(f"{count:>9} {reason or '…'}")
+    slowest, number = max((each.slowest for each in found), default=(0.0, 0))
     print(
         f"{done} of {files} files in {seconds:.0f} s, {done / seconds:.0f} a second: {admitted} admitted, "
         f"{sum(reasons.values()) - admitted} refused, {len(failures)} failed; "
-        f"the slowest took {slowest:.3f} s"
+        f"the slowest, {seed}:{number}, took {slowest:.3f} s"
     )
     return 1 if failures or done != files else 0
 

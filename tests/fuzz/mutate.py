@@ -255,15 +255,16 @@ def field(draft: Draft, chance: Random) -> None:
     found = entries(draft)
     if not found:
         return
-    entry = draft.table[chance.choice(found)][1]
-    what = chance.choice(("dtype", "shape", "data_offsets", "more", "less", "whole"))
+    name, entry = draft.table[k := chance.choice(found)]
+    what = chance.choice(("dtype", "shape", "data_offsets", "more", "less", "whole", "twice"))
     if what == "more":
         entry[chance.choice(("x", "dtype ", "__metadata__"))] = anything(chance)
     elif what == "less":
         entry.pop(chance.choice([*entry, "dtype"]), None)
     elif what == "whole":
-        k = chance.choice(found)
-        draft.table[k] = (draft.table[k][0], anything(chance))
+        draft.table[k] = (name, anything(chance))
+    elif what == "twice":
+        draft.table[k] = (name, [(chance.choice(("dtype", "shape")), anything(chance)), *entry.items()])
     elif what == "dtype" or not isinstance(entry.get(what), list):
         entry[what] = (
             chance.choice((*DTYPES, "F8_E4M3", "f32", "C64")) if chance.random() < 0.8 else anything(chance)
