@@ -50,7 +50,8 @@ def fleetfold(folder: Path, threads: int = 2, kernel: str = "") -> Callable[[], 
 
     import fleetfold.fold.kernel as kernels
     from fleetfold.coordinator.sources import opened
-    from fleetfold.fold.fold import Recipe, fold_shard
+    from fleetfold.fold.fold import fold_shard
+    from fleetfold.fold.recipe import Recipe
     from fleetfold.fold.tensors import write_header
 
     objects, round, arrivals, model = _round(folder)

@@ -15,9 +15,10 @@ from msgspec.structs import replace
 from fleetfold.errors import BadConfig
 from fleetfold.fold.codecs import encode
 from fleetfold.fold.floats import narrowed, widened
-from fleetfold.fold.fold import MEAN, ChunkFold, Recipe, Source, Unfit, fold_shard, measured
+from fleetfold.fold.fold import fold_shard, measured
 from fleetfold.fold.kernel import NUMPY
 from fleetfold.fold.plan import Shard, Site, plan_fold
+from fleetfold.fold.recipe import MEAN, ChunkFold, Recipe, Source, Unfit
 from fleetfold.fold.robust import distances, median, norms_squared
 from fleetfold.fold.tensors import (
     FLOATS,

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from fleetfold.errors import BadConfig
 from fleetfold.fold import robust
-from fleetfold.fold.fold import ChunkFold
 from fleetfold.fold.privacy import factors
+from fleetfold.fold.recipe import ChunkFold
 from fleetfold.fold.robust import (
     NETWORK_MOST,
     ROBUST,

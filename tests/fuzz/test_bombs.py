@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 from fleetfold.errors import BadUpdate
-from fleetfold.fold.fold import NOT_FINITE, Recipe, Source, Unfit, fold_shard
+from fleetfold.fold.fold import fold_shard
 from fleetfold.fold.gate import Admitted, Expected, admit
+from fleetfold.fold.recipe import NOT_FINITE, Recipe, Source, Unfit
 from fleetfold.fold.tensors import METADATA_LIMIT, Header, Tensors, header_in, write, write_header
 from fleetfold.fold.wire import INDICES, PAGE, SCALES, STARTS, VALUES, Wire
 from fleetfold.messages import Form, UpdateHeader, encode

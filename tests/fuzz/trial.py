@@ -25,8 +25,9 @@ from fleetfold.coordinator.intake import Quarantined
 from fleetfold.errors import BadUpdate
 from fleetfold.fold.codecs import Read
 from fleetfold.fold.floats import widened
-from fleetfold.fold.fold import Recipe, Source, Unfit, fold_shard, measured
+from fleetfold.fold.fold import fold_shard, measured
 from fleetfold.fold.gate import Admitted, admit
+from fleetfold.fold.recipe import Recipe, Source, Unfit
 from fleetfold.fold.robust import median, norms_squared
 from fleetfold.fold.tensors import FLOATS, Header, read, write_header
 from fleetfold.fold.wire import Wire

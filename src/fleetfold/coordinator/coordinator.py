@@ -34,7 +34,7 @@ from fleetfold.coordinator.policy import Policies
 from fleetfold.coordinator.registry import Stopwatch, by_own_clock, teach
 from fleetfold.coordinator.sources import header_of
 from fleetfold.errors import Unavailable
-from fleetfold.fold.fold import Unfit
+from fleetfold.fold.recipe import Unfit
 from fleetfold.ledger import Arrival, Ledger, place
 from fleetfold.messages import Kind, Metrics, Report, Task
 from fleetfold.ports import Alarm, Control, Objects, fetch

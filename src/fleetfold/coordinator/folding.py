@@ -23,9 +23,10 @@ from fleetfold.coordinator.hiding import Hide, pieces
 from fleetfold.coordinator.policy import method, optimizer
 from fleetfold.coordinator.sources import opened
 from fleetfold.coordinator.stepping import Stepping
-from fleetfold.fold.fold import ChunkFold, Recipe, Source, Unfit, fold_shard, measured
+from fleetfold.fold.fold import fold_shard, measured
 from fleetfold.fold.plan import LAPTOP, plan_fold
 from fleetfold.fold.privacy import factors
+from fleetfold.fold.recipe import ChunkFold, Recipe, Source, Unfit
 from fleetfold.fold.robust import distances, norms_squared, rounded
 from fleetfold.fold.tensors import Header, write_header
 from fleetfold.ledger import Arrival

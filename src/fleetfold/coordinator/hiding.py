@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from fleetfold import layout
 from fleetfold.coordinator.accountant import affordable, default_delta, spent
 from fleetfold.errors import BadConfig
-from fleetfold.fold.fold import Noise
 from fleetfold.fold.plan import Chunk
 from fleetfold.fold.privacy import (
     COUNT_SHARE,
@@ -32,6 +31,7 @@ from fleetfold.fold.privacy import (
     next_clip,
     noise,
 )
+from fleetfold.fold.recipe import Noise
 from fleetfold.ledger import Arrival, Ledger, Release
 from fleetfold.messages import Metrics
 from fleetfold.ports import Objects

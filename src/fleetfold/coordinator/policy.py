@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from fleetfold.coordinator.hiding import check
 from fleetfold.errors import BadConfig, FleetfoldError, blame
-from fleetfold.fold.fold import ChunkFold
+from fleetfold.fold.recipe import ChunkFold
 from fleetfold.fold.robust import ROBUST, SELECTIONS, Selection
 from fleetfold.fold.server_opt import OPTIMIZERS, Optimizer
 from fleetfold.fold.tensors import Header

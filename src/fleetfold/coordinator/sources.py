@@ -11,7 +11,7 @@ from functools import lru_cache
 
 from fleetfold import layout
 from fleetfold.fold.codecs import Read
-from fleetfold.fold.fold import Source, Unfit
+from fleetfold.fold.recipe import Source, Unfit
 from fleetfold.fold.tensors import PREFIX, Header, header_length, parse_header
 from fleetfold.fold.wire import Wire
 from fleetfold.ledger import Arrival

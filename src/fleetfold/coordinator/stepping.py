@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from fleetfold import layout
 from fleetfold.errors import Unavailable
 from fleetfold.fold.floats import narrowed, widened
-from fleetfold.fold.fold import After
 from fleetfold.fold.plan import Chunk
+from fleetfold.fold.recipe import After
 from fleetfold.fold.server_opt import Optimizer, step
 from fleetfold.fold.tensors import DTYPES, FLOATS, Header, write_header
 from fleetfold.ports import Objects

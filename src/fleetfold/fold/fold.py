@@ -10,7 +10,7 @@ is cut, whoever works on it.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache
 from typing import Any
@@ -20,26 +20,15 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from fleetfold.errors import BadConfig, BadUpdate
-from fleetfold.fold.codecs import Read, decode, read_as
+from fleetfold.fold.codecs import decode, read_as
 from fleetfold.fold.floats import narrowed
 from fleetfold.fold.kernel import KERNEL, NUMPY, Kernel, Scratch
 from fleetfold.fold.plan import CHUNK, Chunk, Shard, Stretch, chunks, stretches
+from fleetfold.fold.recipe import MEAN, NOT_BOOLEAN, NOT_FINITE, Mix, Recipe, Source, Unfit, mixed
 from fleetfold.fold.tensors import DTYPES, Header
-from fleetfold.fold.wire import Wire
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
-
-ChunkFold = Callable[[Array, Floats], Array]
-"""The user's own fold, coordinate by coordinate: (updates [n, elements], shares [n], summing to 1) →
-[elements]. Given a chunk at a time, of one dtype: fp32, or fp64 where the model is."""
-
-After = Callable[[Chunk, Floats], Array]
-"""What becomes of a folded chunk of floats: (where it lies, its values, not yet rounded) → the chunk that
-is written instead, of any dtype."""
-
-Noise = Callable[[Chunk], Floats]
-"""What is added to a folded chunk of floats, for privacy."""
 
 ROWS = 4
 """Updates that one pass adds."""
@@ -54,61 +43,11 @@ BLOCK = 1 << 24
 """Bytes that one block of all updates' chunks may take, for a fold that needs them side by side."""
 
 
-class Source(Struct, frozen=True, kw_only=True):
-    """One update to be folded."""
-
-    name: str  # to say which one failed
-    weight: float
-    wire: Wire
-    read: Read  # may raise Unfit
-    file: tuple[int, int] | None = None  # an open one and where its tensors begin, where `read` reads that
-    sent: int = 0  # values, of top-k
-    base: int = 0  # version of the model that it was trained from
-    factor: float = 1.0  # by which its difference to that model is scaled
-
-
-class Unfit(Exception):
-    """Some updates cannot be folded: fold again without them."""
-
-    def __init__(self, names: Sequence[str], reason: str) -> None:
-        super().__init__(f"{', '.join(names)}: {reason}")
-        self.names, self.reason = tuple(names), reason
-
-
-NOT_FINITE = "holds values that are not finite"
-NOT_BOOLEAN = "holds booleans that are neither true nor false"
-
-
-class Recipe(Struct, frozen=True, kw_only=True):
-    """What is made of the updates. `method` None: the weighted mean (FedAvg; McMahan et al.,
-    "Communication-Efficient Learning of Deep Networks from Decentralized Data", 2017)."""
-
-    method: ChunkFold | None = None
-    base: int = 0  # version of the model that the mean of differences is added to
-    bases: Mapping[int, Read] = {}  # models by version: that one, and those the updates were trained from
-    divisor: float | None = None  # of the weights; None: their sum, over the updates that carry a tensor
-    noise: Noise | None = None
-    after: After | None = None
-    floats_only: bool = False
-
-
-MEAN = Recipe()
-
-
-class _Mix(Struct, frozen=True):
-    """How the updates that carry a stretch are mixed: which, their weights, and what of which model is
-    added. Nothing is, where all are whole models from the same base: their shares sum to 1."""
-
-    members: tuple[int, ...]
-    weights: Floats
-    models: tuple[tuple[int, float], ...]
-
-
 class _Piece(Struct, frozen=True):
     """A chunk, and the updates [begin, stop) of its mix."""
 
     chunk: Chunk
-    mix: _Mix
+    mix: Mix
     begin: int
     stop: int
 
@@ -151,7 +90,7 @@ class _Fold:
         self.wire_of = [next(k for k, w in enumerate(wires) if w is s.wire) for s in sources]
         self.stretches = stretches(model, wires)
         self.scratch = Scratch()
-        self.mix = lru_cache(maxsize=None)(self._mix)
+        self.mix = lru_cache(maxsize=None)(self._mixed)
 
     def pieces(self, shard: Shard, most: int) -> Iterator[_Piece]:
         for chunk in chunks(self.stretches, shard, most):
@@ -164,22 +103,8 @@ class _Fold:
             for begin in range(0, max(1, n), max(1, step)):
                 yield _Piece(chunk, mix, begin, min(n, begin + step))
 
-    def _mix(self, carried: tuple[bool, ...]) -> _Mix:
-        """Weights, as the FedBuff paper has it: differences, each to its own base, added to the newest
-        model (Nguyen et al., "Federated Learning with Buffered Asynchronous Aggregation", 2022)."""
-        recipe = self.recipe
-        members = tuple(k for k, wire in enumerate(self.wire_of) if carried[wire])
-        chosen = [self.sources[k] for k in members]
-        total = sum(s.weight for s in chosen) if recipe.divisor is None else recipe.divisor
-        weights = np.array([s.weight / total * s.factor for s in chosen], np.float64)
-        models = {recipe.base: 1.0}
-        for source, weight in zip(chosen, weights.tolist(), strict=True):
-            if not source.wire.form.delta:
-                models[source.base] = models.get(source.base, 0.0) - weight
-        plain = recipe.divisor is None and all(
-            s.factor == 1.0 and s.base == recipe.base and not s.wire.form.delta for s in chosen
-        )
-        return _Mix(members, weights, () if plain and chosen else tuple(models.items()))
+    def _mixed(self, carried: tuple[bool, ...]) -> Mix:
+        return mixed(self.sources, [k for k, wire in enumerate(self.wire_of) if carried[wire]], self.recipe)
 
     # Rows
 
@@ -333,14 +258,14 @@ class _Fold:
             found.append((handle, begin + source.wire.place(tensor.name) + offset))
         return found
 
-    def _with_models(self, chunk: Chunk, mix: _Mix, total: Array) -> Array:
+    def _with_models(self, chunk: Chunk, mix: Mix, total: Array) -> Array:
         for version, coefficient in mix.models:
             base = self.base(version, chunk)
             with np.errstate(over="ignore"):  # of doubles near their end; `stored` brings them back
                 total += np.multiply(base, coefficient, dtype=np.float64)
         return total
 
-    def _finished(self, chunk: Chunk, mix: _Mix, values: Array) -> Array:
+    def _finished(self, chunk: Chunk, mix: Mix, values: Array) -> Array:
         """Values as they are written; `values` may be used up."""
         recipe, code = self.recipe, chunk.stretch.tensor.dtype
         if recipe.noise is not None and mix.members:
@@ -349,7 +274,7 @@ class _Fold:
             return recipe.after(chunk, values)
         return stored(values, code, self.kernel)
 
-    def _copied(self, chunk: Chunk, mix: _Mix) -> Array:
+    def _copied(self, chunk: Chunk, mix: Mix) -> Array:
         """Of the heaviest update, the first of them where several weigh the same; else, and where privacy
         is kept, as it was."""
         values = np.empty(chunk.count, DTYPES[chunk.stretch.tensor.dtype])

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fleetfold.errors import BadConfig
-from fleetfold.fold.fold import CELL, ChunkFold
+from fleetfold.fold.fold import CELL
+from fleetfold.fold.recipe import ChunkFold
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
