@@ -49,7 +49,7 @@ class Settings(Struct, frozen=True, kw_only=True):
         str, Meta(description="an update after its round closed: drop or credit; buffered: always credit")
     ] = "drop"
     staleness: Annotated[
-        float, Meta(description="a credited update s versions old weighs 1/(1+s)^staleness", ge=0)
+        float, Meta(description="of a credited update s versions old counts 1/(1+s)^staleness", ge=0)
     ] = 0.5
 
     weight: Annotated[

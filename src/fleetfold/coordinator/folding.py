@@ -70,8 +70,10 @@ def fold_round(
     Raises Unfit, naming the arrivals' keys, and what `hide` does.
     """
     version, release = round.base + 1, 0
-    weights = [weight(arrival, round, settings) for arrival in arrivals]
-    with opened(objects, round, arrivals, weights, model) as (sources, bases):
+    weights = [weight(arrival, settings) for arrival in arrivals]
+    fresh = [freshness(arrival, round, settings) for arrival in arrivals]
+    with opened(objects, round, arrivals, weights, model) as (plain, bases):
+        sources = [replace(s, factor=f) for s, f in zip(plain, fresh, strict=True)]
         how = method(settings, own, len(sources))
         recipe = Recipe(method=how.chunk, base=round.base, bases=bases)
         if settings.norm_most or settings.fold == "clipped_mean":
@@ -134,7 +136,9 @@ def _clipped(sources: Sequence[Source], model: Header, recipe: Recipe, settings:
     if settings.fold != "clipped_mean":
         return list(sources)
     clip = settings.clip or float(np.median(norms))
-    return [replace(s, factor=float(f)) for s, f in zip(sources, factors(norms, clip), strict=True)]
+    return [
+        replace(s, factor=s.factor * float(f)) for s, f in zip(sources, factors(norms, clip), strict=True)
+    ]
 
 
 def _lengths(sources: Sequence[Source], model: Header, recipe: Recipe) -> NDArray[np.float64]:
@@ -143,15 +147,17 @@ def _lengths(sources: Sequence[Source], model: Header, recipe: Recipe) -> NDArra
     return np.asarray(np.sqrt(squared))
 
 
-def weight(arrival: Arrival, round: Round, settings: Settings) -> float:
-    """Of an update in the fold: its examples or 1, less if it is stale. With noise always 1: examples are
-    what a device says, and would buy it more of the model than is hidden.
+def weight(arrival: Arrival, settings: Settings) -> float:
+    """Of an update in the fold: its examples or 1. With noise always 1: examples are what a device says, and
+    would buy it more of the model than is hidden."""
+    return float(arrival.examples) if settings.weight == "examples" and not settings.noise else 1.0
 
-    The staleness discount 1/(1+s)^a is FedBuff's (Nguyen et al., 2022), a = `settings.staleness`.
-    """
-    own = float(arrival.examples) if settings.weight == "examples" and not settings.noise else 1.0
-    stale = round.base - arrival.base
-    return own / math.pow(1.0 + stale, settings.staleness)
+
+def freshness(arrival: Arrival, round: Round, settings: Settings) -> float:
+    """What of an update's difference to its model counts: all, or of a stale one 1/(1+s)^a, a =
+    `settings.staleness`. Of itself, not against others: a fold of stale updates goes less far (FedBuff;
+    Nguyen et al., 2022)."""
+    return math.pow(1.0 + round.base - arrival.base, -settings.staleness)
 
 
 def summary(arrivals: Sequence[Arrival]) -> dict[str, Metrics]:

@@ -297,9 +297,12 @@ class _Fold:
                 self.row(member, chunk, row)
                 source, newest = self.sources[member], self.recipe.base
                 delta = source.wire.form.delta
-                if not delta and (deltas or source.base != newest):
+                moved = source.base != newest or source.factor != 1.0
+                if not delta and (deltas or moved):
                     row -= self.base(source.base, chunk)
-                if not deltas and (delta or source.base != newest):
+                if not deltas and source.factor != 1.0:
+                    row *= row.dtype.type(source.factor)
+                if not deltas and (delta or moved):
                     row += self.base(newest, chunk)
         if not np.isfinite(block).all():
             at = np.flatnonzero(~np.isfinite(block).all(axis=1)).tolist()

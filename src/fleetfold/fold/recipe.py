@@ -41,7 +41,7 @@ class Source(Struct, frozen=True, kw_only=True):
     file: tuple[int, int] | None = None  # an open one and where its tensors begin, where `read` reads that
     sent: int = 0  # values, of top-k
     base: int = 0  # version of the model that it was trained from
-    factor: float = 1.0  # by which its difference to that model is scaled
+    factor: float = 1.0  # by which its difference to that model is scaled, wherever it is folded
 
 
 class Unfit(Exception):
