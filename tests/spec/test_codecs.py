@@ -98,6 +98,12 @@ def test_patterns_that_name_no_tensor_stop_the_run_with_one_sentence() -> None:
         World(tensors="lora").live()
 
 
+@pytest.mark.parametrize("fold", ["krum", "multi_krum"])
+def test_krum_and_partial_updates_exclude_each_other(fold: str) -> None:
+    with pytest.raises(BadConfig, match=f"partial and fold = {fold}"):
+        World(partial=True, fold=fold).live()
+
+
 class Halves(Walk):
     """Two tensors, of which even devices train one and odd devices the other."""
 

@@ -8,8 +8,9 @@ import msgspec
 
 from fleetfold import layout
 from fleetfold.coordinator.late import Debts
-from fleetfold.coordinator.policy import closing, unit, wanted
+from fleetfold.coordinator.policy import closing, mask_of, unit, wanted
 from fleetfold.errors import BadConfig
+from fleetfold.fold.tensors import header_in
 from fleetfold.ledger import Ledger
 from fleetfold.ports import Objects
 from fleetfold.round.fleet import Device
@@ -23,7 +24,9 @@ def open_run(
     name: str, app: str, settings: Settings, model: bytes, devices: Sequence[str],
     ledger: Ledger, objects: Objects, now: float,
 ) -> Run:  # fmt: skip
-    """Version 0 of the model, the registry, the run. Raises BadConfig if there is a run of that name."""
+    """Version 0 of the model, the registry, the run. Raises BadConfig if there is a run of that name, or if
+    the settings do not fit the model."""
+    mask_of(header_in(model), settings)
     objects.put(layout.model(name, 0), [model])
     ledger.enlist(devices)
     digest = hashlib.sha256(model).hexdigest()

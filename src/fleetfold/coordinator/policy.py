@@ -38,6 +38,11 @@ def policies(settings: Settings) -> Policies:
     """Raises BadConfig naming the setting, where a `module:name` cannot be imported or called, or where
     privacy is asked for that cannot be given."""
     check(settings)
+    if settings.partial and settings.fold in SELECTIONS:
+        raise BadConfig(
+            f"partial and fold = {settings.fold}: it compares whole updates with each other",
+            next="fold = median or trimmed_mean, or partial = no",
+        )
     cadence = settings.cadence
     return Policies(
         select=RULES.get(settings.select) or load(settings.select, "select"),
