@@ -32,6 +32,7 @@ def test_a_small_model_is_one_shard_on_s3_for_no_part_may_be_under_5_mib() -> No
     found = plan_fold(model(("F32", 100_000)), 10_000, 400_000, LAMBDA)
     assert len(found.shards) == 1
     assert "5 MiB" in found.reason
+    assert found.groups == 40, "of 256 updates each, summed apart"
 
 
 def test_every_part_but_the_last_has_5_mib_and_there_are_no_more_than_folders() -> None:

@@ -23,7 +23,7 @@ from fleetfold.errors import BadConfig, BadUpdate
 from fleetfold.fold.codecs import decode, read_as
 from fleetfold.fold.floats import narrowed
 from fleetfold.fold.kernel import KERNEL, NUMPY, Kernel, Scratch
-from fleetfold.fold.plan import CHUNK, Chunk, Shard, Stretch, chunks, stretches
+from fleetfold.fold.plan import BATCH, CHUNK, Chunk, Shard, Stretch, chunks, stretches
 from fleetfold.fold.recipe import MEAN, NOT_BOOLEAN, NOT_FINITE, Mix, Recipe, Source, Unfit, mixed
 from fleetfold.fold.tensors import DTYPES, Header
 
@@ -35,8 +35,6 @@ ROWS = 4
 GROUP = 32
 """Updates that are summed in 32 bits before the sum goes on in 64. It depends on nothing, so that the
 order of rounding depends on the order of updates alone."""
-BATCH = 256
-"""Updates whose sum in 64 bits is one piece of work. Depends on nothing, likewise."""
 CELL = 1 << 14
 """Elements that a measure of whole updates sums in floats before its sum becomes exact."""
 BLOCK = 1 << 24

@@ -16,6 +16,9 @@ from fleetfold.fold.wire import PAGE, Wire
 
 CHUNK = 1 << 17
 """Elements of a chunk where reading is as quick as memory: what a few rows of it take stays in the cache."""
+BATCH = 256
+"""Updates whose sum in 64 bits is one piece of work. It depends on nothing, so that the order of rounding
+depends on the order of updates alone."""
 PART = 5 << 20
 """Bytes that each part of an upload to S3 must have, but the last."""
 
@@ -107,7 +110,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     """How a fold is to be done, why, and what it costs."""
 
     shards: tuple[Shard, ...]
-    groups: int  # of updates, summed apart at once where the model is too small to be cut
+    groups: int  # of updates: the sum of each is a piece of work, for a model too small to be cut
     chunk: int  # elements
     depth: int  # reads in flight
     threads: int
@@ -140,14 +143,13 @@ def plan_fold(model: Header, updates: int, size: int, site: Site) -> Plan:
         takes = min(4 * chunk, largest) * share / site.bandwidth
         depth = max(4, min(64, ceil(8 * site.latency / max(takes, 1e-3)), site.memory // (8 * chunk)))
     each = min(4 * chunk, largest) * share
-    groups = min(site.threads, max(1, updates // 256)) if len(shards) == 1 and whole <= 8 * CHUNK else 1
     read = updates * size
     pieces = sum(1 for s in shards for _ in chunks(stretches(model), s, chunk))
     requests = updates * pieces + len(shards)
     seconds = read / site.bandwidth / len(shards) + site.latency * requests / len(shards) / depth
     return Plan(
-        shards=shards, groups=groups, chunk=chunk, depth=depth, threads=site.threads, read=read,
-        requests=requests, seconds=seconds, reason=_reason(whole, len(shards), most, site, depth, each),
+        shards=shards, groups=ceil(updates / BATCH), chunk=chunk, depth=depth, threads=site.threads,
+        read=read, requests=requests, seconds=seconds, reason=_reason(whole, len(shards), most, site, depth, each),
     )  # fmt: skip
 
 
