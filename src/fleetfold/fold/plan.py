@@ -149,7 +149,8 @@ def plan_fold(model: Header, updates: int, size: int, site: Site) -> Plan:
     seconds = read / site.bandwidth / len(shards) + site.latency * requests / len(shards) / depth
     return Plan(
         shards=shards, groups=ceil(updates / BATCH), chunk=chunk, depth=depth, threads=site.threads,
-        read=read, requests=requests, seconds=seconds, reason=_reason(whole, len(shards), most, site, depth, each),
+        read=read, requests=requests, seconds=seconds,
+        reason=_reason(whole, len(shards), most, site, depth, each),
     )  # fmt: skip
 
 
