@@ -18,14 +18,15 @@ import msgspec
 import numpy as np
 from rich.console import Console
 
-from fleetfold import layout, wiring
+from fleetfold import layout
 from fleetfold.agent.app import find_app
 from fleetfold.cli.board import Board
 from fleetfold.fold.tensors import read
 from fleetfold.local.run import new_place, prepare, start
 from fleetfold.round.run import Run, RunState
 from fleetfold.settings import Settings
-from fleetfold.wiring import Place
+from fleetfold.wiring import local as wiring
+from fleetfold.wiring.local import Place
 
 APP = Path(__file__).parent / "apps" / "add_one.py"
 WARM_UP = 2

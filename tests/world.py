@@ -63,8 +63,8 @@ class Tampering(ObjectTransfer):
         super().__init__(objects)
         self._tamper = tamper
 
-    def deliver(self, address: str, update: bytes) -> None:
-        super().deliver(address, self._tamper(layout.device_of(address), update))
+    def deliver(self, task: Task, update: bytes) -> None:
+        super().deliver(task, self._tamper(task.device, update))
 
 
 class World:

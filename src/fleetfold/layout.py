@@ -1,9 +1,10 @@
-"""Where things live: the keys of objects and records, and which names are allowed in them.
+"""Where things live: the keys of objects and records, the topics, and which names are allowed in them.
 
     runs/{run}/models/{version:06}.safetensors               objects: written once
     runs/{run}/rounds/{round:06}/updates/{device}.safetensors
     runs/{run}/rounds/{round:06}/arrivals/{device}           records: one small one each
     runs/{run}/releases/{number:06}
+    fleetfold/{fleet}/{device}/task                          topics: see TO_DEVICE and FROM_DEVICE
 
 A round that only evaluates is named like the round whose model it evaluates, with `-evaluate` behind it.
 """
@@ -101,6 +102,24 @@ def arrivals(round: str) -> str:
 
 def device(device: str) -> str:
     return f"fleet/{device}"
+
+
+TO_DEVICE = ("task", "grant", "command")
+FROM_DEVICE = ("status", "presence", "ask", "answer")
+"""The last words of topics: what is said to a device, and by it."""
+
+
+def topic(fleet: str, device: str, word: str) -> str:
+    """`device` may be "+", for all of them."""
+    return f"fleetfold/{fleet}/{device}/{word}"
+
+
+def topic_parts(topic: str) -> tuple[str, str] | None:
+    """(device, word) of a topic; None if it is none of ours."""
+    parts = topic.split("/")
+    if len(parts) != 4 or parts[0] != "fleetfold" or not valid_name(parts[2]):
+        return None
+    return parts[2], parts[3]
 
 
 FLEET = "fleet/"

@@ -1,7 +1,8 @@
 """What a coordinator and a device say to each other. Small: they carry keys and numbers, never tensors.
 
     coordinator ──Task──▶ device ──(update file, with an UpdateHeader)──▶ objects
-                  ◀──Report── device
+                ◀─Report─ device    Ask ⇄ Grant: fresh addresses    Command ⇄ Answer: of one device
+                          device ──Presence──▶ who is there, and how it fares
 
 Each is one msgspec class, so the JSON, its validation and its schema are the same text.
 """
@@ -17,6 +18,11 @@ PROTOCOL = 1
 Kind = Literal["train", "evaluate"]
 Metrics = dict[str, float | None]
 """Numbers by name. None where a device computed NaN or infinity, which JSON cannot say."""
+State = Literal["accepted", "progress", "delivered", "refused", "failed"]
+SETTLED: frozenset[State] = frozenset({"delivered", "refused", "failed"})
+"""Answers to a task; the other states only tell that it is being worked on."""
+LIMIT = 128 * 1024
+"""Bytes of one message, as AWS IoT Core has it."""
 
 
 class Timings(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -46,7 +52,11 @@ class Task(Struct, frozen=True, kw_only=True):
     device: str
     model: str  # where to fetch the global model
     digest: str  # sha256 of that file, in hex
+    size: int = 0  # bytes of that file
     update: str  # where to put the update
+    most: int = 0  # bytes that the update's file may have
+    known: str = ""  # sha256 of a model that the device is known to have
+    difference: str = ""  # where to fetch what turns that one into this one
     seed: int  # the device's own for this round: the same seed trains the same update
     deadline: float  # seconds since the epoch, by the coordinator's clock
     evaluate: bool = False  # evaluate the model that was received, before training it
@@ -65,9 +75,87 @@ class Report(Struct, frozen=True, kw_only=True):
     round: int
     kind: Kind
     device: str
-    state: Literal["delivered", "refused", "failed"]
+    state: State
     reason: str = ""
     took: Timings = Timings()
+
+
+class Presence(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a device says of itself when it connects, when that changes, and by its last will (`online`
+    false). None, "": it does not know, or will not say."""
+
+    v: int = field(default_factory=lambda: PROTOCOL)
+    device: str
+    online: bool = True
+    available: bool = True  # for a task, by the device's own conditions
+    reason: str = ""  # why it is not
+    examples: int | None = None
+    battery: float | None = None  # of 1
+    charging: bool | None = None
+    link: Literal["", "unmetered", "metered"] = ""
+    memory: int | None = None  # bytes that training may take
+    model: str = ""  # sha256 of the newest model that it keeps
+    agent: str = ""  # name and version of what runs there
+
+
+class Ask(Struct, frozen=True, kw_only=True):
+    """A device's request for fresh addresses of a task that it has: its own have expired, or the update is
+    to go in parts."""
+
+    v: int = PROTOCOL
+    run: str
+    round: int
+    kind: Kind
+    device: str
+    parts: int = 0  # of the update; 0: it goes in one piece
+    first: int = 0  # the part that the addresses are to begin with
+
+
+class Grant(Struct, frozen=True, kw_only=True):
+    """The answer to an `Ask`. `updates`: one address, or those of the parts from `first` on; as many as
+    fit a message. `reason`: why there are none."""
+
+    v: int = PROTOCOL
+    run: str
+    round: int
+    kind: Kind
+    device: str
+    parts: int = 0
+    first: int = 0
+    model: str = ""
+    updates: tuple[str, ...] = ()
+    reason: str = ""
+
+
+class Command(Struct, frozen=True, kw_only=True):
+    """Something for one device outside of any round. `evaluate`: score the model at `model` on its data;
+    `get`: put its current tensors at `upload`; `set`: take the model at `model` for its own, without
+    training; `cancel`: leave off the task at hand."""
+
+    v: int = PROTOCOL
+    id: str
+    device: str
+    what: Literal["evaluate", "get", "set", "cancel"]
+    run: str = ""  # whose model, or whose task is left off; "": whichever it is
+    model: str = ""
+    digest: str = ""
+    size: int = 0
+    upload: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+class Answer(Struct, frozen=True, kw_only=True):
+    """A device's answer to a `Command`, under the same id."""
+
+    v: int = PROTOCOL
+    id: str
+    device: str
+    state: Literal["done", "refused", "failed"]
+    reason: str = ""
+    examples: int | None = None  # of evaluate
+    metrics: Metrics = field(default_factory=dict)
+    digest: str = ""  # of the tensors that `get` put there
+    size: int = 0
 
 
 class Evaluation(Struct, frozen=True, kw_only=True):

@@ -3,6 +3,7 @@
     Objects   large, written once          Control   the coordinator's end of the bus
     Records   small, compare-and-set       Link      the device's end of the bus
     Alarm     wakes a round up             Transfer  the device's way to objects
+    Signer    gives addresses of objects that say by themselves what they allow
 
 Every adapter of a port passes the port's contract (tests/contract). None has a default for what is
 atomic. All raise Unavailable, and nothing of their vendor's, when the other side does not answer.
@@ -89,6 +90,9 @@ class Control(Protocol):
     def acknowledge(self, receipts: Sequence[str]) -> None:
         """These have been taken care of, durably."""
 
+    def withdraw(self, devices: Sequence[str]) -> None:
+        """Take their tasks back: who has not begun finds none, who is at it may leave off."""
+
 
 class Link(Protocol):
     """The device's end of the bus."""
@@ -101,15 +105,25 @@ class Link(Protocol):
 
 
 class Transfer(Protocol):
-    """The device's way to objects. Addresses are opaque: keys here, signed URLs over a network."""
+    """The device's way to objects. A task's addresses are opaque: keys here, signed URLs over a network."""
 
-    def fetch(self, address: str) -> bytes: ...
+    def fetch(self, task: Task) -> bytes:
+        """The task's model. What it brings may be anything: whoever asks compares the digest."""
 
-    def deliver(self, address: str, update: bytes) -> None:
+    def deliver(self, task: Task, update: bytes) -> None:
         """Make the update durable; from here on it is finished and is never trained again."""
 
-    def delivered(self, address: str) -> bool:
-        """Whether `deliver` has finished for this address, in this process or an earlier one."""
+    def delivered(self, task: Task) -> bool:
+        """Whether the task's update is finished; what is left of its way is gone now."""
+
+
+class Signer(Protocol):
+    """Addresses for one device, each of one object, one method and a time."""
+
+    def to_fetch(self, key: str, device: str, seconds: float) -> str: ...
+
+    def to_deliver(self, key: str, device: str, seconds: float, most: int) -> str:
+        """`most`: bytes that may be put there, where the store can be told so."""
 
 
 class Alarm(Protocol):

@@ -36,6 +36,15 @@ class BusContract:
         control.invite([task("a", 2)])
         assert list(links(["a"]).tasks()) == [task("a", 2)]
 
+    def test_a_withdrawn_task_is_handed_over_no_more(self, control: Control, links) -> None:  # type: ignore[no-untyped-def]
+        link: Link = links(["a", "b"])
+        control.invite([task("a", 1), task("b", 1)])
+        control.withdraw(["a", "nobody"])
+        control.withdraw([])
+        assert list(link.tasks()) == [task("b", 1)]
+        control.invite([task("a", 2)])
+        assert list(link.tasks()) == [task("a", 2)]
+
     def test_a_report_comes_until_it_is_acknowledged(self, control: Control, links) -> None:  # type: ignore[no-untyped-def]
         links(["a"]).report(report("a"))
         links(["b"]).report(report("b"))

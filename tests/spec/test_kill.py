@@ -16,12 +16,14 @@ from pathlib import Path
 
 import pytest
 
-from fleetfold import layout, wiring
+from fleetfold import layout
 from fleetfold.ledger import place
 from fleetfold.ports import fetch
 from fleetfold.round.run import RunState
 from fleetfold.round.state import Phase
-from fleetfold.wiring import Place
+from fleetfold.wiring import local as wiring
+from fleetfold.wiring.faults import FAULTS
+from fleetfold.wiring.local import Place
 
 APP = """
 import numpy as np
@@ -57,7 +59,7 @@ BUFFERED = [
 
 
 def fleetfold(home: Path, *arguments: str, faults: str = "") -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "FLEETFOLD_HOME": str(home), wiring.FAULTS: faults}
+    environment = {**os.environ, "FLEETFOLD_HOME": str(home), FAULTS: faults}
     return subprocess.run(
         [sys.executable, "-m", "fleetfold", *arguments],
         env=environment, capture_output=True, text=True, timeout=60, check=False,

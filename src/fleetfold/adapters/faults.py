@@ -14,7 +14,7 @@ from fleetfold.ports import Control, Letter
 
 _T = TypeVar("_T")
 WRITES = frozenset(
-    {"put", "delete", "swap", "put_many", "invite", "acknowledge", "report", "deliver", "wake_at"}
+    {"put", "delete", "swap", "put_many", "invite", "acknowledge", "withdraw", "report", "deliver", "wake_at"}
 )
 
 
@@ -70,7 +70,7 @@ class Unruly:
 
     def __init__(self, control: Control, chance: random.Random) -> None:
         self._control, self._chance = control, chance
-        self.invite = control.invite
+        self.invite, self.withdraw = control.invite, control.withdraw
 
     def letters(self) -> Sequence[Letter]:
         letters = [letter for letter in self._control.letters() if self._chance.random() < 0.7]

@@ -96,6 +96,10 @@ class MemoryBus:
         for receipt in receipts:
             self._letters.pop(receipt, None)
 
+    def withdraw(self, devices: Sequence[str]) -> None:
+        for device in devices:
+            self._tasks.pop(device, None)
+
     def link(self, devices: Sequence[str]) -> "MemoryLink":
         return MemoryLink(self, devices)
 

@@ -154,6 +154,12 @@ class SqliteBus:
         if rows:
             self._database.write(lambda connection: connection.executemany(statement, rows))
 
+    def withdraw(self, devices: Sequence[str]) -> None:
+        rows = [(device,) for device in devices]
+        statement = "UPDATE tasks SET task = x'' WHERE device = ?"  # the serial stays: they only go up
+        if rows:
+            self._database.write(lambda connection: connection.executemany(statement, rows))
+
 
 class SqliteLink:
     """The end of some of the devices. What was handed over is known to this object alone."""
@@ -168,7 +174,7 @@ class SqliteLink:
         fresh = []
         for device, task, serial in self._database.read(query, (self._seen,)):
             self._seen = int(serial)  # type: ignore[call-overload]
-            if device in self._devices:
+            if device in self._devices and task:
                 fresh.append(_TASK.decode(task))  # type: ignore[arg-type]
         return fresh
 

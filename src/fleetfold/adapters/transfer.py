@@ -2,6 +2,7 @@
 is delivered is also where it is safe."""
 
 from fleetfold.errors import Unavailable
+from fleetfold.messages import Task
 from fleetfold.ports import Objects, fetch
 
 
@@ -9,14 +10,14 @@ class ObjectTransfer:
     def __init__(self, objects: Objects) -> None:
         self._objects = objects
 
-    def fetch(self, address: str) -> bytes:
+    def fetch(self, task: Task) -> bytes:
         try:
-            return fetch(self._objects, address)
+            return fetch(self._objects, task.model)
         except KeyError:
-            raise Unavailable(f"there is no object {address}") from None
+            raise Unavailable(f"there is no object {task.model}") from None
 
-    def deliver(self, address: str, update: bytes) -> None:
-        self._objects.put(address, [update])
+    def deliver(self, task: Task, update: bytes) -> None:
+        self._objects.put(task.update, [update])
 
-    def delivered(self, address: str) -> bool:
-        return self._objects.size(address) is not None
+    def delivered(self, task: Task) -> bool:
+        return self._objects.size(task.update) is not None

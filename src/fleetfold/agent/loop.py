@@ -97,7 +97,7 @@ class Agent:
 
     def _answer(self, task: Task) -> Report:
         answer = Report(run=task.run, round=task.round, kind=task.kind, device=task.device, state="delivered")
-        if self._transfer.delivered(task.update):
+        if self._transfer.delivered(task):
             return answer
         if self._journal.attempts(task) >= ATTEMPTS:
             reason = f"the process died {ATTEMPTS} times at this task"
@@ -114,13 +114,13 @@ class Agent:
         except Exception as error:  # noqa: BLE001 - the user's code may raise anything; the fleet goes on
             reason = blame(error, self._app.root if self._app else "")
             return msgspec.structs.replace(answer, state="failed", reason=reason)
-        upload, _ = self._timed(lambda: self._transfer.deliver(task.update, update))
+        upload, _ = self._timed(lambda: self._transfer.deliver(task, update))
         return msgspec.structs.replace(answer, took=msgspec.structs.replace(took, upload=upload))
 
     def _work(self, task: Task) -> tuple[bytes, Timings]:
         """The update file, and how long its making took."""
         work = Work(device=self._device, round=task.round, seed=task.seed, settings=task.settings)
-        fetch: Callable[[], bytes] = lambda: self._transfer.fetch(task.model)  # noqa: E731
+        fetch: Callable[[], bytes] = lambda: self._transfer.fetch(task)  # noqa: E731
         download, model = self._timed(lambda: self._models.get(task.digest, fetch))
         evaluation: Evaluation | None = None
         start = self._timer()

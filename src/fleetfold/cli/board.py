@@ -13,11 +13,11 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from fleetfold import wiring
 from fleetfold.round.run import Run, RunState
 from fleetfold.round.state import ENDED
 from fleetfold.view import Row, row
-from fleetfold.wiring import Place
+from fleetfold.wiring import local as wiring
+from fleetfold.wiring.local import Place
 
 EVERY = 0.1
 """Seconds between two looks at the ledger: what a person can follow, and what costs the run nothing."""

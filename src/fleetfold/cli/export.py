@@ -5,12 +5,13 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from fleetfold import layout, wiring
+from fleetfold import layout
 from fleetfold.agent.torch_file import save_torch
 from fleetfold.cli.places import existing
 from fleetfold.errors import BadConfig
 from fleetfold.fold.tensors import read, write
 from fleetfold.ports import fetch
+from fleetfold.wiring import local as wiring
 
 
 def export(

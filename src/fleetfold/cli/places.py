@@ -4,9 +4,10 @@ import shutil
 import sys
 from pathlib import Path
 
-from fleetfold import layout, wiring
+from fleetfold import layout
 from fleetfold.errors import BadConfig
-from fleetfold.wiring import Place
+from fleetfold.wiring import local as wiring
+from fleetfold.wiring.local import Place
 
 LEDGER = "ledger.db"
 

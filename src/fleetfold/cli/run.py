@@ -6,7 +6,6 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from fleetfold import wiring
 from fleetfold.agent.app import App, find_app
 from fleetfold.cli.board import Board, number, terminal
 from fleetfold.cli.places import existing, shown, typed
@@ -16,7 +15,8 @@ from fleetfold.local import run as local_run
 from fleetfold.local.run import Watch
 from fleetfold.round.run import Run, RunState
 from fleetfold.settings import Settings
-from fleetfold.wiring import Place
+from fleetfold.wiring import local as wiring
+from fleetfold.wiring.local import Place
 
 
 def run(

@@ -8,13 +8,13 @@ import msgspec
 from cyclopts import Parameter
 from rich.markup import escape
 
-from fleetfold import wiring
 from fleetfold.cli.board import COLOURS, number, plain_table, rounds_table, size, terminal
 from fleetfold.cli.places import all_runs, existing, typed
 from fleetfold.errors import BadConfig
 from fleetfold.messages import Kind
 from fleetfold.ports import fetch
 from fleetfold.view import last, lines, rows
+from fleetfold.wiring import local as wiring
 
 _JSON = Annotated[bool, Parameter(help="print JSON, one object a line", negative="")]
 

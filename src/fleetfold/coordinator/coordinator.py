@@ -34,6 +34,7 @@ from fleetfold.coordinator.policy import Policies
 from fleetfold.coordinator.registry import Stopwatch, by_own_clock, teach
 from fleetfold.coordinator.sources import header_of
 from fleetfold.errors import Unavailable
+from fleetfold.fold.gate import largest
 from fleetfold.fold.recipe import Unfit
 from fleetfold.ledger import Arrival, Ledger, place
 from fleetfold.messages import Kind, Metrics, Report, Task
@@ -248,19 +249,31 @@ class Coordinator:
             case WakeAt(time):
                 self._alarm.wake_at(round.run, time)
             case Fold():
+                self._dismiss(round)
                 return self._fold(round)
-            case Publish() | GiveUp():
+            case Publish():
+                self._settle(round)
+            case GiveUp():
+                self._dismiss(round)
                 self._settle(round)
         return None
 
+    def _dismiss(self, round: Round) -> None:
+        """Whose update would not count any more may leave off: what is folded is fixed."""
+        if not self._run()[0].settings.credits_late:
+            heard = round.arrived | round.refused
+            cohort = self._seats(round.cohort)
+            self._control.withdraw([name for seat, name in enumerate(cohort) if seat not in heard])
+
     def _tasks(self, round: Round) -> list[Task]:
         run, cohort = self._run()[0], self._seats(round.cohort)
+        key = layout.model(round.run, round.base)
+        size = self._objects.size(key) or 0
         if round.kind == "evaluate":
-            return tasks(round, run, cohort, dict.fromkeys(cohort, Way()))
-        model = self._header(layout.model(round.run, round.base))
-        return tasks(
-            round, run, cohort, ways(cohort, model, run.settings, self._policies.codec, self._ledger.fleet)
-        )
+            return tasks(round, run, cohort, dict.fromkeys(cohort, Way()), size, largest(None))
+        model = self._header(key)
+        how = ways(cohort, model, run.settings, self._policies.codec, self._ledger.fleet)
+        return tasks(round, run, cohort, how, size, largest(model))
 
     def _fold(self, round: Round) -> Event:
         run, _ = self._run()

@@ -27,15 +27,18 @@ class Way(Struct, frozen=True):
     sent: int = 0  # values, of top-k
 
 
-def tasks(round: Round, run: Run, cohort: Sequence[str], ways: Mapping[str, Way]) -> list[Task]:
-    """One for each device of the cohort; `ways`: device → how its update is to travel."""
+def tasks(
+    round: Round, run: Run, cohort: Sequence[str], ways: Mapping[str, Way], size: int, most: int
+) -> list[Task]:
+    """One for each device of the cohort. `ways`: device → how its update is to travel; `size`, `most`: bytes
+    of the model's file, and at most of an update's."""
     where, settings = place(round), run.settings
     evaluate = settings.evaluate == "same" and round.number % settings.evaluate_every == 0
     return [
         Task(
             run=round.run, round=round.number, kind=round.kind, device=device,
-            model=layout.model(round.run, round.base), digest=run.digest,
-            update=layout.update(where, device),
+            model=layout.model(round.run, round.base), digest=run.digest, size=size,
+            update=layout.update(where, device), most=most,
             seed=draw(settings.seed, round.kind, round.number, device) >> 32,
             deadline=round.deadline_at, evaluate=evaluate, settings=settings.app,
             form=ways[device].form, sent=ways[device].sent, partial=settings.partial,

@@ -55,9 +55,8 @@ def admit(read: Callable[[int, int], bytes], size: int, expected: Expected) -> A
     """
     model = expected.model
     tensors = model.tensors if model else ()
-    room = sum(len(t.name) + 200 for t in tensors) * 4 if model else 0
-    begin = header_length(read(0, min(size, PREFIX)), size, room + METADATA_LIMIT)
-    most = sum(max(t.stop - t.start, 6 * elements_of(t.shape)) for t in tensors) + OWN
+    header_most, most = _bounds(model)
+    begin = header_length(read(0, min(size, PREFIX)), size, header_most)
     if size - begin > most:
         raise BadUpdate(f"too long: {size - begin} bytes of tensors, at most {most} are those of an update")
     header = parse_header(read(0, begin), size, len(tensors) + len(OWN_TENSORS))
@@ -81,6 +80,18 @@ def admit(read: Callable[[int, int], bytes], size: int, expected: Expected) -> A
         raise BadUpdate("took a time that is none")
     _small(update)
     return Admitted(update, begin)
+
+
+def largest(model: Header | None) -> int:
+    """Bytes that no update's file exceeds, whatever its form; None: of an evaluation's."""
+    return PREFIX + sum(_bounds(model))
+
+
+def _bounds(model: Header | None) -> tuple[int, int]:
+    """(bytes of header, bytes of tensors) that an update may have."""
+    tensors = model.tensors if model else ()
+    header = sum(len(t.name) + 200 for t in tensors) * 4 + METADATA_LIMIT
+    return header, sum(max(t.stop - t.start, 6 * elements_of(t.shape)) for t in tensors) + OWN
 
 
 def plausible(took: Timings) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 from msgspec import Struct
 from msgspec.structs import replace
 
-from fleetfold import layout, wiring
+from fleetfold import layout
 from fleetfold.agent.app import App, check, import_paths, load_trainer, tester, users_code
 from fleetfold.agent.trainer import Trainer
 from fleetfold.coordinator.opening import open_run
@@ -27,7 +27,8 @@ from fleetfold.local.worker import Orders
 from fleetfold.local.workers import Hinting, Workers
 from fleetfold.round.run import Run, RunState
 from fleetfold.settings import Settings
-from fleetfold.wiring import Place
+from fleetfold.wiring import local as wiring
+from fleetfold.wiring.local import Place
 
 Watch = Callable[[Run, int], None]
 """Is shown the run whenever something may have changed, with the number of workers that are ready."""

@@ -17,13 +17,13 @@ from typing import Literal
 import msgspec
 from msgspec import Struct
 
-from fleetfold import wiring
 from fleetfold.agent.app import App, load_trainer
 from fleetfold.agent.loop import pause
 from fleetfold.errors import BadConfig, FleetfoldError
 from fleetfold.local.devices import simulated
 from fleetfold.messages import Task
 from fleetfold.settings import Settings
+from fleetfold.wiring import local as wiring
 
 BATCH = 0.02
 """Seconds between two hints while there is more to do: a coordinator that looks at each report by itself

@@ -16,7 +16,7 @@ from fleetfold.errors import BadConfig, Unavailable
 from fleetfold.local.worker import Hint, Orders
 from fleetfold.messages import Task
 from fleetfold.ports import Control
-from fleetfold.wiring import FAULTS
+from fleetfold.wiring.faults import FAULTS
 
 DEATHS = 12
 """Deaths of workers in a row, with nothing reported in between, after which the run stops."""
@@ -114,7 +114,7 @@ class Hinting:
 
     def __init__(self, control: Control, workers: Workers) -> None:
         self._control, self._workers = control, workers
-        self.letters, self.acknowledge = control.letters, control.acknowledge
+        self.letters, self.acknowledge, self.withdraw = control.letters, control.acknowledge, control.withdraw
 
     def invite(self, tasks: Sequence[Task]) -> None:
         self._control.invite(tasks)

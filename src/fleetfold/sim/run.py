@@ -22,7 +22,7 @@ from fleetfold.settings import Settings
 from fleetfold.sim.clock import Clock
 from fleetfold.sim.profile import DeviceClass, Profile
 from fleetfold.view import Row, rows
-from fleetfold.wiring import InMemory
+from fleetfold.wiring.local import InMemory
 
 START = 1_000_000.0
 """The virtual epoch: any time but 0, which means "never" in records."""
@@ -112,17 +112,17 @@ class _Simulated:
             return None
         return self._trainer.evaluate(model, work)  # type: ignore[attr-defined, no-any-return]
 
-    def fetch(self, address: str) -> bytes:
-        data = self._transfer.fetch(address)
+    def fetch(self, task: Task) -> bytes:
+        data = self._transfer.fetch(task)
         self._now += len(data) / (self._kind.down * MEGABIT)
         return data
 
-    def deliver(self, address: str, update: bytes) -> None:
+    def deliver(self, task: Task, update: bytes) -> None:
         self._now += len(update) / (self._kind.up * MEGABIT)
-        self._transfer.deliver(address, update)
+        self._transfer.deliver(task, update)
 
-    def delivered(self, address: str) -> bool:
-        return self._transfer.delivered(address)
+    def delivered(self, task: Task) -> bool:
+        return self._transfer.delivered(task)
 
     def tasks(self) -> Sequence[Task]:
         return self._tasks.tasks()

@@ -1,19 +1,17 @@
-"""Picks the adapters. Nobody else does.
+"""A run on one machine: it lives in one folder.
 
-a run on one machine lives in one folder:      HOME/runs/{run}/
-  ledger.db   records     models/ rounds/   objects     bus.db   tasks and reports
-  devices.db  the devices' journals          lock        who holds the run
+     HOME/runs/{run}/
+ledger.db   records     models/ rounds/   objects     bus.db   tasks and reports
+devices.db  the devices' journals          lock        who holds the run
 """
 
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from msgspec import Struct
 
 from fleetfold import layout
-from fleetfold.adapters.faults import Faults, real_death
 from fleetfold.adapters.memory import MemoryBus, MemoryObjects, MemoryRecords, NoAlarm
 from fleetfold.adapters.objects import FileObjects
 from fleetfold.adapters.sqlite import SqliteBus, SqliteLink, SqliteRecords
@@ -29,11 +27,7 @@ from fleetfold.coordinator.registry import by_devices_clock
 from fleetfold.ledger import Ledger
 from fleetfold.ports import Control, Link, Objects, Transfer
 from fleetfold.settings import Settings
-
-_T = TypeVar("_T")
-FAULTS = "FLEETFOLD_FAULTS"
-"""In the environment, `coordinator:17` or `worker-0:5`: that process kills itself (kill -9) at its 17th
-or 5th step, counting one before and one after each write. For tests of what then survives."""
+from fleetfold.wiring.faults import faulty
 
 
 class Place(Struct, frozen=True):
@@ -60,15 +54,15 @@ def home() -> Path:
 
 
 def ledger(place: Place, *, durable: bool = False) -> Ledger:
-    return Ledger(_faulty("coordinator", SqliteRecords(place.folder / "ledger.db", durable=durable)))
+    return Ledger(faulty("coordinator", SqliteRecords(place.folder / "ledger.db", durable=durable)))
 
 
 def objects(place: Place, *, durable: bool = False) -> Objects:
-    return _faulty("coordinator", FileObjects(place.home, durable=durable))
+    return faulty("coordinator", FileObjects(place.home, durable=durable))
 
 
 def control(place: Place, *, durable: bool = False) -> Control:
-    return _faulty("coordinator", SqliteBus(place.folder / "bus.db", durable=durable))
+    return faulty("coordinator", SqliteBus(place.folder / "bus.db", durable=durable))
 
 
 def coordinator(
@@ -88,10 +82,10 @@ def fleet(
 ) -> Fleet:  # fmt: skip
     """Agents of simulated devices, in this process; `life` names the run that supervises it."""
     durable = is_durable(settings)
-    journals = _faulty(process, SqliteRecords(place.folder / "devices.db", durable=durable))
-    transfer = _faulty(process, ObjectTransfer(FileObjects(place.home, durable=durable)))
+    journals = faulty(process, SqliteRecords(place.folder / "devices.db", durable=durable))
+    transfer = faulty(process, ObjectTransfer(FileObjects(place.home, durable=durable)))
     names = [device.name for device in devices]
-    link = _faulty(process, SqliteLink(place.folder / "bus.db", names, durable=durable))
+    link = faulty(process, SqliteLink(place.folder / "bus.db", names, durable=durable))
     models = Models()
     agents = {
         device.name: Agent(
@@ -148,16 +142,3 @@ class InMemory:
 
 def is_durable(settings: Settings) -> bool:
     return settings.durability == "power"
-
-
-def _faulty(process: str, port: _T) -> _T:
-    """The port itself, or with the fault that FLEETFOLD_FAULTS asks of this process."""
-    if process not in _FAULTS:
-        wanted, _, step = os.environ.get(FAULTS, "").partition(":")
-        at = int(step) if wanted == process and step.isdigit() else None
-        _FAULTS[process] = Faults(at, real_death) if wanted == process else None
-    faults = _FAULTS[process]
-    return port if faults is None else faults.wrap(port)
-
-
-_FAULTS: dict[str, Faults | None] = {}

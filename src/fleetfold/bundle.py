@@ -1,0 +1,57 @@
+"""What a device is given to join a fleet: one file with who it is, whom it trusts and where they are.
+
+    enroll ─▶ device-3.bundle (0600) ─▶ join
+
+The key is in it, unless the device made its own and sent a signing request: then it adds it on its side.
+"""
+
+import os
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from fleetfold.errors import BadConfig
+
+
+class Bundle(Struct, frozen=True, kw_only=True):
+    """Addresses as URLs; certificates and key as PEM text."""
+
+    v: int = 1
+    fleet: str
+    device: str
+    brokers: tuple[str, ...]  # mqtts://host:8883, wss://host:443/mqtt: tried in this order
+    authority: str  # the certificate that broker and door are known by
+    certificate: str
+    key: str = ""
+
+
+def load(path: Path) -> Bundle:
+    """Raises BadConfig."""
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Bundle)
+    except OSError as error:
+        raise BadConfig(f"{path}: {error.strerror}", next="fleetfold enroll DEVICE on the hub") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise BadConfig(f"{path} is no bundle: {error}", next="fleetfold enroll DEVICE on the hub") from None
+
+
+def save(bundle: Bundle, path: Path) -> None:
+    private(path, msgspec.json.format(msgspec.json.encode(bundle)) + b"\n")
+
+
+def private(path: Path, data: bytes) -> None:
+    """Write a file that only its owner may ever read, whole or not at all."""
+    staged = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        try:
+            os.fchmod(file, 0o600)
+            os.write(file, data)
+            os.fsync(file)
+        finally:
+            os.close(file)
+        os.replace(staged, path)
+    except OSError as error:
+        raise BadConfig(f"cannot write {path}: {error.strerror}") from None
