@@ -172,9 +172,3 @@ class Agent:
         start = self._timer()
         result = work()
         return self._timer() - start, result
-
-
-def pause(attempt: int, first: float, most: float, chance: float) -> float:
-    """Seconds to wait before look number `attempt` (from 0): doubling up to `most`, with full jitter
-    (`chance` in (0, 1)), so that a fleet that lost its coordinator together does not return together."""
-    return min(most, first * 2.0 ** min(attempt, 60)) * chance

@@ -1,0 +1,227 @@
+"""One MQTT 5 connection that comes back by itself: each loss is followed by a pause with full jitter.
+
+    mqtts://host:8883   TLS, both sides with certificates        wss://host:443/mqtt   the same in WebSockets
+
+Behind a proxy that the environment names (HTTPS_PROXY) it goes through a CONNECT tunnel. It runs in a
+thread of its own (`start`), or is driven from outside (`open`, `turn`), in a process that holds very many.
+"""
+
+import random
+import socket
+import ssl
+import threading
+from base64 import b64encode
+from collections.abc import Callable
+from http.client import HTTPConnection, HTTPException
+from typing import Any
+from urllib.parse import unquote, urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from paho.mqtt.client import Client, ConnectFlags, MQTTMessage, MQTTMessageInfo
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from fleetfold.errors import BadConfig
+from fleetfold.ports import pause
+
+KEEPALIVE = 60
+"""Seconds of silence after which one side asks whether the other is there."""
+SESSION = 24 * 3600
+"""Seconds that the broker keeps what came for us while we were away."""
+FIRST, MOST = 1.0, 60.0
+"""Seconds of pause after the first loss, and at most."""
+TIMEOUT = 10.0
+"""Seconds in which a connection has to be made."""
+IN_FLIGHT = 500
+"""Messages that may be on their way without an acknowledgment, in either direction."""
+
+
+class Connection:
+    """`addresses`: tried in turn, the one that works is kept. `context` makes its TLS.
+
+    Whoever uses it sets `filters` (topics that it subscribes to), `heard(message, receipt)`, which is to lead
+    to `acknowledge(receipt)` sooner or later, `changed(session)` after each connection: whether the broker
+    remembers us, and `will` (topic, payload), retained, which the broker publishes when we are lost.
+    """
+
+    def __init__(
+        self, client: str, addresses: tuple[str, ...], context: ssl.SSLContext, *, first: float = FIRST
+    ) -> None:
+        self._id, self._addresses, self._context, self._first = client, addresses, context, first
+        self.filters: tuple[str, ...] = ()
+        self.heard: Callable[[MQTTMessage, str], None] = lambda message, receipt: None
+        self.changed: Callable[[bool], None] = lambda session: None
+        self.will: tuple[str, bytes] | None = None
+        self.address, self.why, self.connected = addresses[0], "not tried yet", False
+        self._tried = 0  # which address
+        self._life = 0  # of the connection: receipts of an earlier one mean nothing to the broker
+        self._session = False
+        self._closing = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._client = self._made(self.address)
+
+    def start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name=f"mqtt {self._id}", daemon=True)
+        self._thread.start()
+
+    def close(self, *, will: bool = False) -> None:
+        """Leave. `will`: have the broker publish the will, as if we were lost."""
+        self._closing.set()
+        code = "Disconnect with will message" if will else "Normal disconnection"
+        self._client.disconnect(ReasonCode(PacketTypes.DISCONNECT, code))
+        if self._thread is not None:
+            self._thread.join(TIMEOUT)
+        self.connected = False
+
+    def publish(
+        self, topic: str, payload: bytes, retain: bool, properties: Properties | None = None
+    ) -> MQTTMessageInfo:
+        """At QoS 1; queued while there is no connection."""
+        return self._client.publish(topic, payload, 1, retain, properties)
+
+    def acknowledge(self, receipt: str) -> None:
+        """The message of that receipt has been taken care of, and need not come again."""
+        life, mid, qos = (int(part) for part in receipt.split(":"))
+        if life == self._life and qos:
+            self._client.ack(mid, qos)
+
+    # Without a thread
+
+    def open(self) -> None:
+        """Raises OSError. The rest of the way, to `changed`, is made by `turn`."""
+        self._connect()
+
+    def socket(self) -> Any:
+        return self._client.socket()
+
+    def turn(self) -> bool:
+        """Read, write and keep alive what can be now, without waiting. → whether it still stands."""
+        code = self._client.loop_read()
+        found = self._client.socket()
+        while found is not None and code is MQTTErrorCode.MQTT_ERR_SUCCESS and _pending(found):
+            code = self._client.loop_read()
+        if self._client.want_write():
+            self._client.loop_write()
+        self._client.loop_misc()
+        return self._client.socket() is not None
+
+    # In the thread
+
+    def _run(self) -> None:
+        losses = 0
+        while not self._closing.is_set():
+            try:
+                self._connect()
+                while self._client.loop(timeout=1.0) is MQTTErrorCode.MQTT_ERR_SUCCESS:
+                    losses = 0 if self.connected else losses
+                self.why = self.why or "the connection was lost"
+            except (OSError, HTTPException, ValueError) as error:
+                self.why = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            if self.connected or self._closing.is_set():
+                self.connected = False
+            else:
+                self._next_address()
+            self._closing.wait(pause(losses, self._first, MOST, random.random()))
+            losses += 1
+
+    def _connect(self) -> None:
+        parts = urlsplit(self.address)
+        about = properties(PacketTypes.CONNECT, SessionExpiryInterval=SESSION, ReceiveMaximum=IN_FLIGHT)
+        port = parts.port or (443 if parts.scheme == "wss" else 8883)
+        if self.will:
+            self._client.will_set(self.will[0], self.will[1], qos=1, retain=True)
+        self.why = ""
+        self._client.connect(parts.hostname or "", port, KEEPALIVE, clean_start=False, properties=about)
+
+    def _next_address(self) -> None:
+        if len(self._addresses) > 1:
+            self._tried += 1
+            self.address = self._addresses[self._tried % len(self._addresses)]
+            self._client = self._made(self.address)
+
+    def _made(self, address: str) -> Client:
+        parts = urlsplit(address)
+        if parts.scheme not in ("mqtts", "wss") or not parts.hostname:
+            raise BadConfig(f"{address!r} is no broker's address: mqtts://host:8883 or wss://host:443/mqtt")
+        made = _Tunnelled(
+            CallbackAPIVersion.VERSION2, client_id=self._id, protocol=MQTTProtocolVersion.MQTTv5,
+            transport="websockets" if parts.scheme == "wss" else "tcp", reconnect_on_failure=False,
+            manual_ack=True,
+        )  # fmt: skip
+        if parts.scheme == "wss":
+            made.ws_set_options(parts.path or "/mqtt")
+        made.tls_set_context(self._context)
+        made.connect_timeout = TIMEOUT
+        made.max_inflight_messages_set(IN_FLIGHT)
+        made.on_connect, made.on_subscribe = self._connected, self._subscribed
+        made.on_disconnect, made.on_message = self._lost, self._message
+        return made
+
+    def _connected(
+        self, client: Client, data: object, flags: ConnectFlags, code: ReasonCode, more: Properties | None
+    ) -> None:
+        if code.is_failure:
+            self.why = f"the broker refuses us: {code}"
+            return
+        self._life += 1
+        self._session = flags.session_present
+        client.subscribe([(topic, 1) for topic in self.filters])
+
+    def _subscribed(
+        self, client: Client, data: object, mid: int, codes: list[ReasonCode], more: Properties | None
+    ) -> None:
+        if refused := [code for code in codes if code.is_failure]:
+            self.why = f"the broker refuses our topics: {refused[0]}"
+            client.disconnect()
+            return
+        self.connected = True
+        self.changed(self._session)
+
+    def _lost(
+        self, client: Client, data: object, flags: object, code: ReasonCode, more: Properties | None
+    ) -> None:
+        self.why = self.why or f"the connection was lost: {code}"
+
+    def _message(self, client: Client, data: object, message: MQTTMessage) -> None:
+        self.heard(message, f"{self._life}:{message.mid}:{message.qos}")
+
+
+class _Tunnelled(Client):
+    """Through the proxy that the environment names for this host, if it does."""
+
+    def _create_socket_connection(
+        self,
+    ) -> socket.socket:  # paho has a hook for SOCKS alone, by a package more
+        proxy = getproxies().get("https")
+        if not proxy or proxy_bypass(self._host):
+            return super()._create_socket_connection()
+        return tunnel(proxy, self._host, self._port)
+
+
+def tunnel(proxy: str, host: str, port: int) -> socket.socket:
+    """A connection to the host through an HTTP proxy. Raises OSError."""
+    parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
+    headers = {}
+    if parts.username:
+        words = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+        headers["Proxy-Authorization"] = "Basic " + b64encode(words.encode()).decode()
+    connection = HTTPConnection(parts.hostname or "", parts.port or 8080, timeout=TIMEOUT)
+    connection.set_tunnel(host, port, headers)
+    connection.connect()
+    return connection.sock
+
+
+def properties(packet: int, **values: object) -> Properties:
+    """Properties of an MQTT 5 packet, by the names that the standard gives them."""
+    made = Properties(packet)  # type: ignore[no-untyped-call]
+    for name, value in values.items():
+        setattr(made, name, value)
+    return made
+
+
+def _pending(found: Any) -> bool:
+    """Whether something has been decrypted that the system's own `select` does not know of."""
+    pending = getattr(found, "pending", None)
+    return bool(pending()) if pending else False
