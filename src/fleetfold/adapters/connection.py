@@ -83,9 +83,13 @@ class Connection:
 
     def acknowledge(self, receipt: str) -> None:
         """The message of that receipt has been taken care of, and need not come again."""
-        life, mid, qos = (int(part) for part in receipt.split(":"))
-        if life == self._life and qos:
+        _, mid, qos = (int(part) for part in receipt.split(":"))
+        if qos and self.stands(receipt):
             self._client.ack(mid, qos)
+
+    def stands(self, receipt: str) -> bool:
+        """Whether the message came by the connection that there is now; else it comes again."""
+        return receipt.startswith(f"{self._life}:")
 
     # Without a thread
 

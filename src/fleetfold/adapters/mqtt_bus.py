@@ -198,7 +198,8 @@ class MqttBus:
     def _changed(self, session: bool) -> None:
         with self._lock:
             self._forgotten |= not session
-            self._letters.clear()  # what is not acknowledged comes again
+            for receipt in [r for r in self._letters if not self._connection.stands(r)]:
+                del self._letters[receipt]  # it comes again, or has come already
         self._woken()
 
     def _heard(self, message: MQTTMessage, receipt: str) -> None:

@@ -170,7 +170,8 @@ class MqttLink:
     def _take(self, word: str, message: MQTTMessage) -> None:
         if word == "task" and not message.payload:
             with self._lock:
-                self._withdrawn, self._fresh, self._current = True, None, None
+                self._withdrawn = self._withdrawn or self._current is not None
+                self._fresh = self._current = None
             return
         try:
             said = TO_DEVICES[word].decode(message.payload)
@@ -183,7 +184,7 @@ class MqttLink:
                 case "task":
                     left = getattr(message.properties, "MessageExpiryInterval", None)
                     self._until = self._timer() + left + SURE if left else float("inf")
-                    self._doubt, self._current = float("inf"), said
+                    self._doubt, self._current, self._withdrawn = float("inf"), said, False
                     if (said.run, said.round, said.kind) != self._seen:
                         self._seen = (said.run, said.round, said.kind)
                         self._fresh = said

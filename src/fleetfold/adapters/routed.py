@@ -1,4 +1,4 @@
-"""Records of a run on a hub: its own beside it, those of the fleet in the hub's file, which all runs share."""
+"""Records of a run on a hub: its own beside it; those of the fleet in the hub's file, which runs share."""
 
 from collections.abc import Iterable, Sequence
 
