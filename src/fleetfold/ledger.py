@@ -128,6 +128,10 @@ class Ledger:
         known = {device.name for device in self.fleet()}
         self.save_devices([Device(name=name) for name in names if name not in known])
 
+    def register(self, device: Device) -> None:
+        """Put one device into the registry; if it is there already it stays as it is."""
+        self._records.swap(layout.device(device.name), encode(device), expect=0)
+
     def save_devices(self, devices: Iterable[Device]) -> None:
         self._records.put_many([(layout.device(d.name), encode(d)) for d in devices])
 

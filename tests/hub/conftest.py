@@ -37,12 +37,12 @@ class Enrolled:
 
     def enroll(self, device: str, csr: str = "") -> Bundle:
         bundle = enroll(self.records, self.folder, device, now=1_000.0, csr=csr)
-        tell(self.folder, self.records, [device])
+        tell(self.folder, self.records, device)
         return bundle
 
     def revoke(self, device: str) -> None:
         revoke(self.records, device, now=2_000.0)
-        tell(self.folder, self.records, [device])
+        tell(self.folder, self.records, device)
 
 
 @pytest.fixture(scope="module")

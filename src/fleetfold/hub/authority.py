@@ -181,9 +181,9 @@ def requested_key(request: str) -> CertificatePublicKeyTypes:
         key = found.public_key()
         if not found.is_signature_valid:
             raise BadConfig("the signing request is not signed by the key that is in it")
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except (ValueError, UnsupportedAlgorithm):
         raise BadConfig(
-            f"this is no signing request in PEM: {error}",
+            "this is no signing request in PEM, or not one of a key that is known here",
             next="openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes "
             "-subj /CN=device -keyout device.key -out device.csr",
         ) from None

@@ -121,22 +121,31 @@ class Broker:
             os.truncate(log, 0)
 
 
-def tell(folder: Path, records: Records, devices: Sequence[str]) -> bool:
-    """Have the broker, whose ever child it is, know these devices as the records do now; their older
-    credentials are cut off. → whether one runs. Raises Unavailable: the records stand, tell it again."""
+def tell(folder: Path, records: Records, device: str) -> bool:
+    """Have the broker, whosever child it is, know the device as the records do now; whoever has an older
+    credential of it is cut off. → whether one runs. Raises Unavailable: the record stands, tell it again."""
     with locked(folder):
         process = _running(folder)
         if process is None:
             return False
-        place = site(folder)
+        place, current = site(folder), credential(records, device)
         _write_revocations(folder, credentials(records))
-        signal.pidfd_send_signal(process, signal.SIGHUP)
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(process, signal.SIGHUP)
         os.close(process)
-        found = [known for device in devices if (known := credential(records, device))]
-        clerk = Clerk(folder, place)
-        clerk.tell([command for known in found for command in rights.commands(place.fleet, known)])
-        clerk.absent(known.device for known in found if known.void)
-        clerk.leave()
+        if current is None:
+            return True
+        try:
+            clerk = Clerk(folder, place)
+            clerk.tell(rights.commands(place.fleet, current))
+            if current.void:
+                clerk.absent(device)
+            clerk.leave()
+        except Unavailable as error:
+            raise Unavailable(
+                f"it is recorded, but the broker that runs was not told: {error.sentence}",
+                next="the same command again; or start the hub anew",
+            ) from error
     return True
 
 

@@ -6,12 +6,12 @@ connect ─▶ commands, a batch at a time, each answered ─▶ presence of tho
 
 import ssl
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from paho.mqtt.client import Client, MQTTMessage, MQTTMessageInfo
+from paho.mqtt.client import Client, MQTTMessage
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
 
 from fleetfold import layout
@@ -60,14 +60,11 @@ class Clerk:
                 if answer.get("error", KNOWN[0]) not in KNOWN:
                     raise Unavailable(f"the broker did not do {answer.get('command')}: {answer['error']}")
 
-    def absent(self, devices: Iterable[str]) -> None:
-        """Say for devices that were cut off what their last will would have said."""
-        sent: list[MQTTMessageInfo] = []
-        for device in devices:
-            said = encode(Presence(device=device, online=False))
-            place = layout.topic(self._fleet, device, "presence")
-            sent.append(self._client.publish(place, said, qos=1, retain=True))
-        self._until(lambda: all(info.is_published() for info in sent))
+    def absent(self, device: str) -> None:
+        """Say for a device that was cut off what its last will would have said."""
+        said = encode(Presence(device=device, online=False))
+        place = layout.topic(self._fleet, device, "presence")
+        self._until(self._client.publish(place, said, qos=1, retain=True).is_published)
 
     def leave(self) -> None:
         self._client.disconnect()
