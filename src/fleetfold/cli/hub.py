@@ -1,13 +1,17 @@
 """fleetfold hub init, enroll and revoke: an authority of its own, and who belongs to its fleet."""
 
 import os
+import signal
 import socket
+import sys
 import time
 from collections.abc import Sequence
+from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 from cyclopts import App, Parameter
 
 from fleetfold.bundle import save
@@ -63,6 +67,77 @@ def init(
         f"{shown(folder)}: the hub of fleet {fleet}; its broker will be {', '.join(site.brokers)}\n"
         f"  next: {typed('fleetfold enroll DEVICE')}"
     )
+
+
+@hub.default
+def serve(
+    *,
+    broker: Annotated[
+        str, Parameter(help="use this broker, mqtts://HOST:PORT, instead of starting one")
+    ] = "",
+) -> None:
+    """Serve the fleet, until Ctrl-C: broker, door, and whatever runs are in the queue.
+
+    It starts Mosquitto by itself, and again if it dies. Kill it whenever you like: the next one goes on.
+    A broker of your own has to demand certificates of this hub's authority, and to keep devices apart.
+
+    **Examples**
+
+    - `fleetfold hub init --host 192.168.1.5` and then `fleetfold hub`
+    - `fleetfold hub --broker mqtts://broker.factory.example:8883`
+    """
+    installed()
+    from fleetfold.hub.serve import Hub
+    from fleetfold.lock import held
+
+    folder = wiring.folder(home())
+
+    def say(sentence: str) -> None:
+        print(f"{datetime.now():%Y-%m-%d %H:%M:%S} {sentence}", file=sys.stderr, flush=True)
+
+    with held(folder, f"the hub in {shown(folder)}"):
+        served = Hub(home(), say, broker)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: served.stop())
+        served.serve(say)
+    say("the hub has left; its devices train on, and the next one goes on from here")
+
+
+@hub.command
+def status(*, json: Annotated[bool, Parameter(help="print JSON", negative="")] = False) -> None:
+    """Tell how the hub fares: its broker, its door, its run, and what it had to ignore or refuse.
+
+    **Examples**
+
+    - `fleetfold hub status`
+    - `fleetfold hub status --json`
+    """
+    installed()
+    from fleetfold.hub import desk
+    from fleetfold.hub.authority import site
+
+    site(wiring.folder(home()))
+    found = desk.status(wiring.records(home()))
+    if found is None:
+        raise BadConfig("no hub has run here yet", next="fleetfold hub")
+    if json:
+        print(msgspec.json.encode(found).decode())
+        return
+    age = time.time() - found.told_at
+    runs = f"process {found.pid}" if age < 3 * desk.TELL else f"not running; it told last {age:.0f} s ago"
+    broker = "connected" if found.connected else f"not connected: {found.why}"
+    lines = [
+        ("hub", runs),
+        ("broker", f"{found.broker}, {broker}"),
+        ("door", found.door),
+        ("devices", f"{found.online} online of {found.known}"),
+        ("run", found.run or "none; fleetfold run APP --hub"),
+        *([("waits", found.saying)] if found.saying else []),
+        *((f"ignored {count}", reason) for reason, count in sorted(found.ignored.items())),
+        *((f"refused {count}", reason) for reason, count in sorted(found.refused.items())),
+    ]
+    for name, text in lines:
+        print(f"{name:12} {text}")
 
 
 def enroll(

@@ -26,20 +26,17 @@ ENOUGH = LIMIT * 3 // 4
 
 def grant(ask: Ask, ledger: Ledger, objects: Objects, signer: Signer, lifetime: float) -> Grant:
     """Addresses that are good for `lifetime` seconds; of parts as many as fit a message. Writes nothing."""
-    answer = Grant(
-        run=ask.run, round=ask.round, kind=ask.kind, device=ask.device, parts=ask.parts, first=ask.first
-    )
     known = ledger.run(ask.run) if layout.valid_name(ask.run) else None
     found = ledger.round(ask.run, ask.round, ask.kind) if known else None
     if known is None or found is None:
-        return replace(answer, reason=f"there is no round {ask.round} of run {shown(ask.run, 80)}")
+        return refused(ask, f"there is no round {ask.round} of run {shown(ask.run, 80)}")
     run, round = known[0], found[0]
     if why := _unwanted(ask, run, round, ledger, objects):
-        return replace(answer, reason=why)
+        return refused(ask, why)
     model = layout.model(run.name, round.base)
     most = largest(header_of(objects, model) if ask.kind == "train" else None)
     if not 0 <= ask.first <= ask.parts <= -(-most // PART):
-        return replace(answer, reason=f"{ask.parts} parts, an update has at most {-(-most // PART)}")
+        return refused(ask, f"{ask.parts} parts, an update has at most {-(-most // PART)}")
     key = layout.update(place(round), ask.device)
     whole = signer.to_deliver(key, ask.device, lifetime, most)
     part: Callable[[int], str] = lambda n: signer.to_deliver(  # noqa: E731
@@ -52,9 +49,18 @@ def grant(ask: Ask, ledger: Ledger, objects: Objects, signer: Signer, lifetime: 
         room -= len(updates[-1]) + 3
         if room < 0:
             break
-    granted = replace(answer, model=signer.to_fetch(model, ask.device, lifetime), updates=tuple(updates))
+    fetch = signer.to_fetch(model, ask.device, lifetime)
+    granted = replace(refused(ask, ""), model=fetch, updates=tuple(updates))
     assert len(encode(granted)) <= LIMIT
     return granted
+
+
+def refused(ask: Ask, reason: str) -> Grant:
+    """No addresses, and why."""
+    return Grant(
+        run=ask.run, round=ask.round, kind=ask.kind, device=ask.device, parts=ask.parts, first=ask.first,
+        reason=reason,
+    )  # fmt: skip
 
 
 def _unwanted(ask: Ask, run: Run, round: Round, ledger: Ledger, objects: Objects) -> str:

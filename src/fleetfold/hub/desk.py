@@ -14,8 +14,8 @@ from fleetfold.messages import Answer, Command, encode
 from fleetfold.ports import Records
 
 QUEUE, COMMANDS, ANSWERS, STATUS = "queue/", "commands/", "answers/", "hub/status"
-KEPT = 100
-"""Answers that are kept."""
+TELL = 5.0
+"""Seconds between two statuses."""
 
 
 class Waiting(Struct, frozen=True):
