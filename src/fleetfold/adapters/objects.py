@@ -46,6 +46,14 @@ class FileObjects:
         named = (lambda: self._sync_folders(key)) if self._durable else None
         return Writing(key, staged, self._place(key), named)
 
+    def secure(self, key: str) -> None:
+        """Whoever wrote this object may have died between giving it its name and making that durable."""
+        try:
+            if self._durable:
+                self._sync_folders(key)
+        except OSError as error:
+            raise _unavailable(error, key) from error
+
     def open(self, key: str) -> "_File":
         try:
             return _File(os.open(self._place(key), os.O_RDONLY), key)
