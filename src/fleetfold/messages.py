@@ -59,6 +59,7 @@ class Task(Struct, frozen=True, kw_only=True):
     difference: str = ""  # where to fetch what turns that one into this one
     seed: int  # the device's own for this round: the same seed trains the same update
     deadline: float  # seconds since the epoch, by the coordinator's clock
+    late: bool = False  # an update that comes after the deadline counts too: do not leave off by yourself
     evaluate: bool = False  # evaluate the model that was received, before training it
     form: Form = Form()  # what the update is to be
     partial: bool = False  # whether it may carry fewer tensors than that

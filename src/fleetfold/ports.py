@@ -144,3 +144,10 @@ def read(objects: Objects, key: str, offset: int, length: int) -> bytes:
     data = bytearray(length)
     with closing(objects.open(key)) as reader:
         return bytes(data[: reader.read(offset, memoryview(data))])
+
+
+def pause(attempt: int, first: float, most: float, chance: float) -> float:
+    """Seconds to wait before try number `attempt` (from 0) of what was Unavailable: doubling up to `most`,
+    with full jitter (`chance` in (0, 1)), so that a fleet that lost its hub together does not return
+    together."""
+    return min(most, first * 2.0 ** min(attempt, 60)) * chance

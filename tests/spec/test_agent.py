@@ -4,9 +4,10 @@ import pytest
 
 from fleetfold import Trained, Work
 from fleetfold.adapters.faults import Faults, simulated_death
-from fleetfold.agent.loop import Agent, pause
+from fleetfold.agent.loop import Agent
 from fleetfold.fold.tensors import Tensors
 from fleetfold.messages import Report, Task
+from fleetfold.ports import pause
 from tests.world import Walk, World
 
 

@@ -8,9 +8,9 @@ from cyclopts import Parameter
 
 from fleetfold.agent.app import App, find_app
 from fleetfold.cli.board import Board, number, terminal
-from fleetfold.cli.places import existing, shown, typed
+from fleetfold.cli.places import existing, shown
 from fleetfold.cli.settings import Flags, explained, settings_of
-from fleetfold.errors import BadConfig, Unavailable
+from fleetfold.errors import BadConfig, Unavailable, typed
 from fleetfold.local import run as local_run
 from fleetfold.local.run import Watch
 from fleetfold.round.run import Run, RunState

@@ -40,7 +40,7 @@ def tasks(
             model=layout.model(round.run, round.base), digest=run.digest, size=size,
             update=layout.update(where, device), most=most,
             seed=draw(settings.seed, round.kind, round.number, device) >> 32,
-            deadline=round.deadline_at, evaluate=evaluate, settings=settings.app,
+            deadline=round.deadline_at, late=settings.credits_late, evaluate=evaluate, settings=settings.app,
             form=ways[device].form, sent=ways[device].sent, partial=settings.partial,
             feedback=settings.feedback and ways[device].form.delta,
         )

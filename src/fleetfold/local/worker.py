@@ -18,10 +18,10 @@ import msgspec
 from msgspec import Struct
 
 from fleetfold.agent.app import App, load_trainer
-from fleetfold.agent.loop import pause
 from fleetfold.errors import BadConfig, FleetfoldError
 from fleetfold.local.devices import simulated
 from fleetfold.messages import Task
+from fleetfold.ports import pause
 from fleetfold.settings import Settings
 from fleetfold.wiring import local as wiring
 
