@@ -1,9 +1,11 @@
 """Errors come in three kinds: the user's, the device's and the wire's.
 
-An adapter translates its vendor's exceptions once, where it meets them; the CLI turns a kind into one
-sentence that names the thing, the place and the next command. Nobody else catches them.
+An adapter translates its vendor's exceptions once, where it meets them; the command line turns a kind into
+one sentence that names the thing, the place and the next command. Nobody else catches them.
 """
 
+import shutil
+import sys
 import traceback
 from pathlib import Path
 
@@ -36,6 +38,25 @@ class BadUpdate(FleetfoldError):
 
 class Unavailable(FleetfoldError):
     """The wire's: a disk, a database or a peer does not answer. Nothing is lost; try again."""
+
+
+def told(error: Exception) -> tuple[str, str, int]:
+    """What a person at a terminal gets of an error: the sentence, what to do next, the exit code."""
+    if isinstance(error, FleetfoldError):
+        return error.sentence, typed(error.next), 2 if isinstance(error, BadConfig | BadUpdate) else 1
+    kind = f"{type(error).__name__}: {error}".splitlines()[0]
+    return f"a fault of fleetfold itself, not yours: {kind}", "run it again with --debug and report it", 1
+
+
+def typed(command: str) -> str:
+    """A command to run next, as it can be typed here: `fleetfold …`, or where it lies if not on PATH."""
+    called = Path(sys.argv[0])
+    if not command.startswith("fleetfold ") or called.name != "fleetfold" or shutil.which("fleetfold"):
+        return command
+    place = called.absolute()
+    if place.is_relative_to(Path.cwd()):
+        place = place.relative_to(Path.cwd())
+    return f"{place} {command.removeprefix('fleetfold ')}"
 
 
 def shown(text: str, most: int = 500) -> str:

@@ -69,15 +69,6 @@ def updates(round: str) -> str:
     return f"{round}/updates/"
 
 
-def part(update: str, number: int, of: int) -> str:
-    """A part of an update that is too large for one piece, from 0."""
-    return f"{parts(update)}{number:04}-of-{of:04}"
-
-
-def parts(update: str) -> str:
-    return f"{update}.parts/"
-
-
 def device_of(update: str) -> str:
     """The device that an update's key belongs to: identity is where it was written, not what it claims."""
     return update.rpartition("/")[2].removesuffix(".safetensors")

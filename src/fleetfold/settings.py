@@ -250,6 +250,25 @@ def seconds(value: str | int | float) -> float:
     return float(match[1]) * {"ms": 1e-3, "s": 1, "": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
 
 
+def bytes_in(value: str | int) -> int:
+    """A number of bytes, from 5000, "5000", "5 kB", "200MB", "1.5G": decimal units, as networks are billed.
+    Raises ValueError."""
+    match = re.fullmatch(r"\s*([0-9.]+)\s*([kmgt]?)b?\s*", str(value).lower())
+    if match is None:
+        raise ValueError(value)
+    return int(float(match[1]) * 1000 ** " kmgt".index(match[2] or " "))
+
+
+def size(count: int) -> str:
+    """Bytes for people, in the same units."""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} TB"
+
+
 def share(value: str | int | float) -> Share:
     """A count (7) or a share of the whole (0.7, "70%"). Raises ValueError."""
     if isinstance(value, str):

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from fleetfold.adapters.lock import held
 from fleetfold.cli.main import main
 from fleetfold.fold.tensors import write
-from fleetfold.local.lock import held
 from fleetfold.settings import NAMES
 
 Shell = subprocess.CompletedProcess[str]
@@ -236,7 +236,7 @@ def test_the_timeline_of_an_evaluation_is_shown(app: Path) -> None:
 
 def test_a_second_process_on_a_run_is_told_who_holds_it(app: Path, home: Path) -> None:
     fleetfold("run", "my-app", "--rounds", "1")
-    with held(home / "runs/my-app-1"):
+    with held(home / "runs/my-app-1", "run my-app-1"):
         refused(
             fleetfold("run", "--resume", "latest"), f"held by process {os.getpid()}", f"kill {os.getpid()}"
         )

@@ -37,7 +37,8 @@ class MqttLink:
 
     def __init__(self, connection: Connection, fleet: str, device: str, timer: Callable[[], float]) -> None:
         self._connection, self._fleet, self._device, self._timer = connection, fleet, device, timer
-        self._lock, self._news = threading.Lock(), threading.Condition()
+        self._lock, self._granting = threading.Lock(), threading.Condition()
+        self._news = threading.Event()
         self._fresh: Task | None = None
         self._current: Task | None = None
         self._seen: tuple[str, int, str] | None = None
@@ -75,12 +76,12 @@ class MqttLink:
 
     def wait(self, seconds: float) -> None:
         """Until something has come or changed, or so many seconds have passed."""
-        with self._news:
-            self._news.wait(seconds)
+        self._news.wait(seconds)
+        self._news.clear()
 
     def wake(self) -> None:
-        with self._news:
-            self._news.notify_all()
+        """End the wait that there is, or the next one."""
+        self._news.set()
 
     def tasks(self) -> list[Task]:
         with self._lock:
@@ -128,15 +129,14 @@ class MqttLink:
     def ask(self, ask: Ask, seconds: float) -> Grant:
         """Raises Unavailable when no answer comes in so many seconds."""
         until = self._timer() + seconds
-        with self._lock:
+        with self._granting:
             self._granted = None
         self._publish("ask", ask)
         while (left := until - self._timer()) > 0:
-            with self._news:
-                if self._granted is None:
-                    self._news.wait(left)
-            with self._lock:
-                grant = self._granted
+            with self._granting:
+                if (grant := self._granted) is None or _about(grant) != _about(ask):
+                    self._granting.wait(left)
+                    grant = self._granted
             if grant and _about(grant) == _about(ask):
                 return grant
         raise Unavailable(
@@ -179,6 +179,11 @@ class MqttLink:
             return  # of a version that this device does not know; it says its own in `presence`
         if said.v != PROTOCOL or said.device != self._device:
             return
+        if word == "grant":
+            with self._granting:
+                self._granted = said
+                self._granting.notify_all()
+            return
         with self._lock:
             match word:
                 case "task":
@@ -188,8 +193,6 @@ class MqttLink:
                     if (said.run, said.round, said.kind) != self._seen:
                         self._seen = (said.run, said.round, said.kind)
                         self._fresh = said
-                case "grant":
-                    self._granted = said
                 case _:
                     if len(self._commands) < QUEUED:
                         self._commands[said.id] = said

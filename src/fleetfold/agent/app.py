@@ -7,14 +7,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from msgspec import Struct
 
-from fleetfold.agent.trainer import Trainer
 from fleetfold.errors import BadConfig, FleetfoldError, blame
-from fleetfold.fold.tensors import read
 from fleetfold.messages import Metrics
+
+if TYPE_CHECKING:  # who only looks where an app is has no need of numpy
+    from fleetfold.agent.trainer import Trainer
 
 
 class App(Struct, frozen=True):
@@ -48,7 +49,7 @@ def find_app(place: str) -> App:
     )
 
 
-def load_trainer(app: App) -> Trainer:
+def load_trainer(app: App) -> "Trainer":
     """Run the app's file and take its `trainer`. Its folder is put on the import path, for the modules
     beside it. Raises BadConfig that names the line."""
     import_paths(app)
@@ -81,7 +82,7 @@ def load_trainer(app: App) -> Trainer:
     for needed in ("init", "train"):
         if not callable(getattr(trainer, needed, None)):
             raise BadConfig(f"{app.place}: its {name!r} has no {needed}()")
-    return cast(Trainer, trainer)
+    return cast("Trainer", trainer)
 
 
 def import_paths(app: App) -> None:
@@ -91,7 +92,7 @@ def import_paths(app: App) -> None:
             sys.path.insert(0, folder)
 
 
-def can(trainer: Trainer, what: str) -> bool:
+def can(trainer: "Trainer", what: str) -> bool:
     """Whether the trainer can "evaluate", "test" or "check"."""
     return callable(getattr(trainer, what, None)) and bool(getattr(trainer, f"{what}s", True))
 
@@ -107,17 +108,19 @@ def users_code(app: App, what: str) -> Iterator[None]:
         raise BadConfig(f"{app.place}: {what}: {blame(error, app.root)}") from error
 
 
-def check(app: App, trainer: Trainer, settings: Mapping[str, Any]) -> None:
+def check(app: App, trainer: "Trainer", settings: Mapping[str, Any]) -> None:
     """Let the trainer judge the app's own settings, if it can. Raises BadConfig."""
     if can(trainer, "check"):
         with users_code(app, "check()"):
             trainer.check(settings)  # type: ignore[attr-defined]
 
 
-def tester(app: App, trainer: Trainer) -> Callable[[bytes], Metrics] | None:
+def tester(app: App, trainer: "Trainer") -> Callable[[bytes], Metrics] | None:
     """Scores a model file on the trainer's own test set; None where it has none."""
     if not can(trainer, "test"):
         return None
+
+    from fleetfold.fold.tensors import read
 
     def test(model: bytes) -> Metrics:
         with users_code(app, "test()"):

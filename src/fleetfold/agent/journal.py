@@ -7,13 +7,17 @@ Rounds of a run only go up, so the newest entry says all. A task that killed its
 again is given up after ATTEMPTS; what killed the whole machine, or everything at once, does not count.
 """
 
+from typing import TYPE_CHECKING
+
 import msgspec
-import numpy as np
 from msgspec import Struct
-from numpy.typing import NDArray
 
 from fleetfold.messages import Report, Task, encode
 from fleetfold.ports import Records
+
+if TYPE_CHECKING:  # who only reads what was answered has no need of numpy
+    import numpy as np
+    from numpy.typing import NDArray
 
 ATTEMPTS = 3
 """Times that a task may be begun without being finished, in one life."""
@@ -51,6 +55,22 @@ class Journal:
         same = entry is not None and (entry.task.round, entry.life) == (task.round, self._life)
         return entry.attempts if entry is not None and same else 0
 
+    def left_behind(self, task: Task) -> bool:
+        """Whether this device has gone on to a later round since."""
+        entry = self.entry(task)
+        return entry is not None and entry.task.round > task.round
+
+    def answer(self, task: Task) -> Report | None:
+        """What was answered to this very task, if it is settled."""
+        entry = self.entry(task)
+        return entry.report if entry is not None and entry.task.round == task.round else None
+
+    def excuse(self, task: Task, attempts: int) -> None:
+        """Only so many attempts count: what came since was not the task's fault."""
+        entry = self.entry(task)
+        if entry is not None and entry.report is None and self.attempts(task) > attempts:
+            self._put(msgspec.structs.replace(entry, attempts=attempts))
+
     def promise(self, task: Task) -> None:
         attempts = self.attempts(task) + 1
         self._put(Entry(task=task, attempts=attempts, life=self._life, residual=self._slot(task)))
@@ -61,14 +81,16 @@ class Journal:
             slot = _other(slot)
         self._put(Entry(task=task, report=report, residual=slot))
 
-    def residual(self, task: Task) -> NDArray[np.float32] | None:
+    def residual(self, task: Task) -> "NDArray[np.float32] | None":
         """What the newest update that was delivered left behind, fp32; None: nothing yet."""
+        import numpy as np
+
         slot, pieces = self._slot(task), list[bytes]()
         while slot >= 0 and (record := self._records.get(self._piece(task, slot, len(pieces)))):
             pieces.append(record.value)
         return np.frombuffer(b"".join(pieces), np.float32) if pieces else None
 
-    def leave(self, task: Task, residual: NDArray[np.float32]) -> None:
+    def leave(self, task: Task, residual: "NDArray[np.float32]") -> None:
         """Keep what this task's update leaves behind; the one in force stays until the task is settled."""
         data, slot = residual.tobytes(), _other(self._slot(task))
         for k in range(0, len(data), PIECE):

@@ -8,8 +8,8 @@ is, from the same seed. Every answer may be told twice.
 """
 
 import hashlib
-from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -84,38 +84,42 @@ class Agent:
         """Do the task, unless it was done: then only tell so again."""
         if task.v != PROTOCOL or task.device != self._device.name:
             return
-        entry = self._journal.entry(task)
-        if entry is not None and entry.task.round > task.round:
-            return  # a round that this device has left behind
-        again = entry is not None and entry.task.round == task.round
-        if again and entry is not None and entry.report is not None:
-            self._link.report(entry.report)
+        if self._journal.left_behind(task):
             return
-        report = self._answer(task)
-        self._journal.settle(task, report)
+        report = self._journal.answer(task)
+        if report is None:
+            report = self._answer(task)
+            self._journal.settle(task, report)
         self._link.report(report)
+
+    def score(self, model: bytes, settings: Mapping[str, Any]) -> Evaluation | None:
+        """That model, on the device's own data, outside of any round. None: nothing to score it on."""
+        work = Work(device=self._device, round=0, seed=0, settings=settings)
+        return self._evaluate(views(model, header_in(model)), work)
 
     def _answer(self, task: Task) -> Report:
         answer = Report(run=task.run, round=task.round, kind=task.kind, device=task.device, state="delivered")
-        if self._transfer.delivered(task):
-            return answer
-        if self._journal.attempts(task) >= ATTEMPTS:
-            reason = f"the process died {ATTEMPTS} times at this task"
-            return msgspec.structs.replace(answer, state="failed", reason=reason)
-        self._journal.promise(task)
+        attempts = self._journal.attempts(task)
         try:
+            if self._transfer.delivered(task):
+                return answer
+            if attempts >= ATTEMPTS:
+                reason = f"the process died {ATTEMPTS} times at this task"
+                return msgspec.structs.replace(answer, state="failed", reason=reason)
+            self._journal.promise(task)
             update, took = self._work(task)
+            upload, _ = self._timed(lambda: self._transfer.deliver(task, update))
+            return msgspec.structs.replace(answer, took=msgspec.structs.replace(took, upload=upload))
         except (BadConfig, BadUpdate) as error:
             return msgspec.structs.replace(answer, state="refused", reason=error.sentence)
         except MemoryError:
             return msgspec.structs.replace(answer, state="refused", reason="not enough memory")
         except Unavailable:
-            raise  # not this task's fault: whoever runs the agent waits, and lets it resume
+            self._journal.excuse(task, attempts)  # whoever runs the agent waits, and lets it resume
+            raise
         except Exception as error:  # noqa: BLE001 - the user's code may raise anything; the fleet goes on
             reason = blame(error, self._app.root if self._app else "")
             return msgspec.structs.replace(answer, state="failed", reason=reason)
-        upload, _ = self._timed(lambda: self._transfer.deliver(task, update))
-        return msgspec.structs.replace(answer, took=msgspec.structs.replace(took, upload=upload))
 
     def _work(self, task: Task) -> tuple[bytes, Timings]:
         """The update file, and how long its making took."""

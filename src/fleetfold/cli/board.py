@@ -15,6 +15,7 @@ from rich.text import Text
 
 from fleetfold.round.run import Run, RunState
 from fleetfold.round.state import ENDED
+from fleetfold.settings import size
 from fleetfold.view import Row, row
 from fleetfold.wiring import local as wiring
 from fleetfold.wiring.local import Place
@@ -163,13 +164,3 @@ def plain_table(*columns: str) -> Table:
 
 def number(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}" if abs(value) < 1000 else f"{value:.3g}"
-
-
-def size(count: int) -> str:
-    """Bytes for people, in decimal units as networks are billed."""
-    value = float(count)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1000
-    return f"{value:.1f} TB"

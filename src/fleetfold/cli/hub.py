@@ -14,9 +14,10 @@ from typing import Annotated
 import msgspec
 from cyclopts import App, Parameter
 
+from fleetfold.adapters.lock import held
 from fleetfold.bundle import save
-from fleetfold.cli.places import shown, typed
-from fleetfold.errors import BadConfig
+from fleetfold.cli.places import shown
+from fleetfold.errors import BadConfig, typed
 from fleetfold.layout import checked_name
 from fleetfold.wiring import hub as wiring
 from fleetfold.wiring.local import home
@@ -88,14 +89,13 @@ def serve(
     """
     installed()
     from fleetfold.hub.serve import Hub
-    from fleetfold.lock import held
 
     folder = wiring.folder(home())
 
     def say(sentence: str) -> None:
         print(f"{datetime.now():%Y-%m-%d %H:%M:%S} {sentence}", file=sys.stderr, flush=True)
 
-    with held(folder, f"the hub in {shown(folder)}"):
+    with held(folder / "process", f"the hub in {shown(folder)}"):
         served = Hub(home(), say, broker)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: served.stop())

@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from fleetfold.cli.places import typed
-from fleetfold.errors import BadConfig
+from fleetfold.errors import BadConfig, typed
 from fleetfold.layout import valid_name
 
 APP = '''"""{name}: softmax regression in numpy on data that each device makes for itself.

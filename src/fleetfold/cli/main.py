@@ -16,13 +16,12 @@ from fleetfold.cli.demo import demo
 from fleetfold.cli.export import export
 from fleetfold.cli.hub import enroll, hub, revoke
 from fleetfold.cli.init import init
-from fleetfold.cli.places import typed
 from fleetfold.cli.plan import plan
 from fleetfold.cli.run import run
 from fleetfold.cli.show import devices, runs, show
 from fleetfold.cli.sim import sim
 from fleetfold.cli.split import split
-from fleetfold.errors import BadConfig, BadUpdate, FleetfoldError
+from fleetfold.errors import told, typed
 
 app = App(
     name="fleetfold",
@@ -50,13 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if debug:
             raise
         names = " ".join(token for token in tokens[:1] if not token.startswith("-"))
-        _tell(errors, str(error).strip(), f"fleetfold {names} --help".replace("  ", " "))
+        _tell(errors, str(error).strip(), typed(f"fleetfold {names} --help".replace("  ", " ")))
         sys.exit(2)
-    except FleetfoldError as error:
-        if debug:
-            raise
-        _tell(errors, error.sentence, error.next)
-        sys.exit(2 if isinstance(error, BadConfig | BadUpdate) else 1)
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
@@ -65,16 +59,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except Exception as error:
         if debug:
             raise
-        kind = f"{type(error).__name__}: {error}".splitlines()[0]
-        _tell(
-            errors,
-            f"a fault of fleetfold itself, not yours: {kind}",
-            "run it again with --debug and report it",
-        )
-        sys.exit(1)
+        sentence, next, code = told(error)
+        _tell(errors, sentence, next)
+        sys.exit(code)
 
 
 def _tell(console: Console, sentence: str, next: str) -> None:
     console.print("[bold red]error:[/]", escape(sentence))
     if next:
-        console.print(f"  next: {escape(typed(next))}")
+        console.print(f"  next: {escape(next)}")

@@ -1,7 +1,5 @@
-"""Runs by name or `latest`, as they lie below FLEETFOLD_HOME; and this command, as it can be called."""
+"""Runs by name or `latest`, as they lie below FLEETFOLD_HOME."""
 
-import shutil
-import sys
 from pathlib import Path
 
 from fleetfold import layout
@@ -45,11 +43,3 @@ def shown(path: Path) -> str:
         return str(path.relative_to(Path.cwd()))
     except ValueError:
         return str(path)
-
-
-def typed(command: str) -> str:
-    """A command to run next, as it can be typed here: `fleetfold …`, or where it lies if not on PATH."""
-    found, called = shutil.which("fleetfold"), Path(sys.argv[0])
-    if found or not command.startswith("fleetfold ") or called.name != "fleetfold":
-        return command
-    return f"{shown(called.absolute())} {command.removeprefix('fleetfold ')}"

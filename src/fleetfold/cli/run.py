@@ -11,9 +11,9 @@ from msgspec.structs import replace
 from fleetfold.agent.app import App, find_app
 from fleetfold.cli.board import EVERY, Board, number, terminal
 from fleetfold.cli.hub import installed
-from fleetfold.cli.places import existing, shown, typed
+from fleetfold.cli.places import existing, shown
 from fleetfold.cli.settings import Flags, explained, settings_of
-from fleetfold.errors import BadConfig, Unavailable
+from fleetfold.errors import BadConfig, Unavailable, typed
 from fleetfold.local import run as local_run
 from fleetfold.local.run import Watch
 from fleetfold.round.run import Run, RunState
@@ -82,8 +82,7 @@ def _resume(name: str, app: str | None, flags: Any, json: bool) -> int:
     found: App | None = find_app(app) if app else None
     if wiring.is_hubs(place):
         raise BadConfig(
-            f"run {place.run} is the hub's: it goes on by itself",
-            next="fleetfold hub, then fleetfold show latest",
+            f"run {place.run} is the hub's: it goes on by itself", next=f"fleetfold show {place.run}"
         )
     wanted = settings_of(App("", "", "/"), Flags(rounds=rounds))[0].rounds if rounds else None
     return driven(place, json, lambda watch: local_run.resume(place, found, wanted, watch))

@@ -8,11 +8,12 @@ import msgspec
 from cyclopts import Parameter
 from rich.markup import escape
 
-from fleetfold.cli.board import COLOURS, number, plain_table, rounds_table, size, terminal
-from fleetfold.cli.places import all_runs, existing, typed
-from fleetfold.errors import BadConfig
+from fleetfold.cli.board import COLOURS, number, plain_table, rounds_table, terminal
+from fleetfold.cli.places import all_runs, existing
+from fleetfold.errors import BadConfig, typed
 from fleetfold.messages import Kind
 from fleetfold.ports import fetch
+from fleetfold.settings import size
 from fleetfold.view import last, lines, rows
 from fleetfold.wiring import local as wiring
 

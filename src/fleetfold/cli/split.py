@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from fleetfold.cli.places import typed
 from fleetfold.datasets.files import Columns, load
 from fleetfold.datasets.partition import Indices, by_column, dirichlet, iid, shards
-from fleetfold.errors import BadConfig
+from fleetfold.errors import BadConfig, typed
 
 
 def split(

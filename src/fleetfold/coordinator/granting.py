@@ -18,8 +18,6 @@ from fleetfold.ports import Objects, Signer, fetch
 from fleetfold.round.run import Run
 from fleetfold.round.state import Phase, Round
 
-PART = 32 << 20
-"""Bytes of an update that go in one piece; a larger one goes in parts of so many."""
 ENOUGH = LIMIT * 3 // 4
 """Bytes of addresses in one message."""
 
@@ -35,12 +33,12 @@ def grant(ask: Ask, ledger: Ledger, objects: Objects, signer: Signer, lifetime: 
         return refused(ask, why)
     model = layout.model(run.name, round.base)
     most = largest(header_of(objects, model) if ask.kind == "train" else None)
-    if not 0 <= ask.first <= ask.parts <= -(-most // PART):
-        return refused(ask, f"{ask.parts} parts, an update has at most {-(-most // PART)}")
+    if not 0 <= ask.first <= ask.parts <= -(-most // layout.PART):
+        return refused(ask, f"{ask.parts} parts, an update has at most {-(-most // layout.PART)}")
     key = layout.update(place(round), ask.device)
     whole = signer.to_deliver(key, ask.device, lifetime, most)
     part: Callable[[int], str] = lambda n: signer.to_deliver(  # noqa: E731
-        layout.part(key, n, ask.parts), ask.device, lifetime, min(PART, most - n * PART)
+        layout.part(key, n, ask.parts), ask.device, lifetime, min(layout.PART, most - n * layout.PART)
     )
     updates: list[str] = [] if ask.parts else [whole]
     room = ENOUGH

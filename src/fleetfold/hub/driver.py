@@ -15,7 +15,7 @@ from fleetfold.adapters.mqtt_bus import MqttBus
 from fleetfold.agent.app import find_app, import_paths
 from fleetfold.errors import BadConfig
 from fleetfold.hub.scorer import Scorer
-from fleetfold.messages import Report
+from fleetfold.messages import Kind, Report
 from fleetfold.ports import Letter, Objects
 from fleetfold.wiring import hub as wiring
 from fleetfold.wiring.local import Place
@@ -43,9 +43,8 @@ class Stored:
                 report = letter.report
                 where = layout.round(report.run, report.round, report.kind) if report.run == run else ""
                 self._at.pop(layout.update(where, report.device), None)
-            due = [
-                key for key, at in self._at.items() if now - at > SILENT and key.startswith(layout.run(run))
-            ]
+            mine = {key: at for key, at in self._at.items() if key.startswith(f"{layout.run(run)}/")}
+            due = [key for key, at in mine.items() if now - at > SILENT]
         return [Letter(key, _reported(run, key)) for key in due]
 
     def acknowledge(self, receipts: Sequence[str]) -> None:
@@ -56,7 +55,7 @@ class Stored:
 
 def _reported(run: str, key: str) -> Report:
     where = layout.round_of(key)
-    kind = "evaluate" if where.endswith("-evaluate") else "train"
+    kind: Kind = "evaluate" if where.endswith("-evaluate") else "train"
     return Report(
         run=run, round=layout.number_of(key), kind=kind, device=layout.device_of(key), state="delivered"
     )

@@ -2,7 +2,6 @@
 
     run      opens or resumes a run, and drives it to its end
     devices  who they are, and which share of the data each holds
-    lock     one process at a time holds a run
     workers  starts the workers, hears their hints, starts them again when they die
     worker   what runs in one of them: the real agent, for its share of the devices
 

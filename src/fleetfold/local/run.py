@@ -14,6 +14,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from fleetfold import layout
+from fleetfold.adapters.lock import held
 from fleetfold.agent.app import App, check, import_paths, load_trainer, tester, users_code
 from fleetfold.agent.trainer import Trainer
 from fleetfold.coordinator.opening import open_run
@@ -22,7 +23,6 @@ from fleetfold.errors import BadConfig, BadUpdate, Unavailable
 from fleetfold.fold.tensors import read, write
 from fleetfold.ledger import Ledger
 from fleetfold.local.devices import simulated
-from fleetfold.local.lock import held
 from fleetfold.local.worker import Orders
 from fleetfold.local.workers import Hinting, Workers
 from fleetfold.round.run import Run, RunState
@@ -52,7 +52,7 @@ def prepare(app: App, settings: Settings) -> Prepared:
 def start(prepared: Prepared, place: Place, watch: Watch) -> Run:
     """Open a new run in its place and drive it to its end."""
     app, settings = prepared.app, prepared.settings
-    with held(place.folder):
+    with held(place.folder, f"run {place.run}"):
         durable = wiring.is_durable(settings)
         ledger, objects = wiring.ledger(place, durable=durable), wiring.objects(place, durable=durable)
         names = [device.name for device in simulated(settings)]
@@ -62,7 +62,7 @@ def start(prepared: Prepared, place: Place, watch: Watch) -> Run:
 
 def resume(place: Place, app: App | None, rounds: int | None, watch: Watch) -> Run:
     """Go on with a run from where it stood. `rounds`: train until that many are done instead."""
-    with held(place.folder):
+    with held(place.folder, f"run {place.run}"):
         ledger = wiring.ledger(place)
         found = ledger.run(place.run)
         if found is None:

@@ -1,1 +1,82 @@
-"""What runs on a device: its journal in SQLite, its way to objects over signed addresses."""
+"""What runs on a device: its journal in SQLite, its way to objects over signed addresses.
+
+     HOME/
+bundle.json  who it is   settings.json  on which terms   journal.db  records, of this process and its worker
+cache/       models      spool/         updates          state.json  for `agent status`
+"""
+
+import fcntl
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from fleetfold.adapters.sqlite import SqliteRecords
+from fleetfold.bundle import Bundle
+from fleetfold.errors import Unavailable
+from fleetfold.messages import Ask, Grant
+from fleetfold.ports import Records, Transfer
+from fleetfold.wiring.faults import faulty
+
+LINK = "fleetfold.wiring.device:link"
+TRANSFER = "fleetfold.wiring.device:transfer"
+"""module:name of what makes a device's way to its fleet, and to objects: its own process makes it there."""
+
+
+def link(bundle: Bundle) -> Any:
+    """The device's end of the bus."""
+    raise NotImplementedError
+
+
+def transfer(
+    home: Path,
+    ask: Callable[[Ask], Grant],
+    spent: Callable[[int, int], None],
+    progress: Callable[[str, int, int], None],
+) -> Transfer:
+    """The device's way to objects, over signed addresses."""
+    raise NotImplementedError
+
+
+def link_by(reference: str, bundle: Bundle) -> Any:
+    return faulty("agent", _named(reference)(bundle))
+
+
+def transfer_by(reference: str, *doors: Any) -> Transfer:
+    made: Transfer = faulty("worker", _named(reference)(*doors))
+    return made
+
+
+def _named(reference: str) -> Any:
+    module, _, name = reference.partition(":")
+    return getattr(import_module(module), name)
+
+
+def records(home: Path, process: str) -> Records:
+    """The device's own, of which every write survives a power cut."""
+    return faulty(process, SqliteRecords(home / "journal.db", durable=True))
+
+
+@contextmanager
+def alone(home: Path) -> Iterator[None]:
+    """Wait until no other process works for this device: that of a supervisor that died is about to end."""
+    with (home / "worker.lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def replace_file(place: Path, data: bytes, *, durable: bool = True) -> None:
+    """Write a file whole or not at all. Raises Unavailable."""
+    staged = place.with_name(f".{place.name}")  # one process at a time writes in a device's home
+    try:
+        with staged.open("wb") as file:
+            file.write(data)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(staged, place)
+    except OSError as error:
+        staged.unlink(missing_ok=True)
+        raise Unavailable(f"cannot write {place}: {error.strerror}") from error

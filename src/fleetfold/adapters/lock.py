@@ -1,4 +1,4 @@
-"""One process at a time holds a run: the operating system's lock on a file, gone with its holder."""
+"""One process at a time holds a folder: the operating system's lock on a file, gone with its holder."""
 
 import fcntl
 import json
@@ -12,8 +12,8 @@ from fleetfold.errors import BadConfig, Unavailable
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Hold the run in `folder`. Raises BadConfig that says who holds it, if somebody does."""
+def held(folder: Path, what: str) -> Iterator[None]:
+    """Hold `what` lies in `folder`. Raises BadConfig that says who holds it, if somebody does."""
     path = folder / "lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -25,17 +25,17 @@ def held(folder: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             file.seek(0)
-            raise _held_by(file.read(), folder) from None
+            raise _held_by(file.read(), what) from None
         file.truncate(0)
         file.write(json.dumps({"pid": os.getpid(), "host": socket.gethostname()}))
         file.flush()
         yield
 
 
-def _held_by(text: str, folder: Path) -> BadConfig:
+def _held_by(text: str, what: str) -> BadConfig:
     try:
         holder = json.loads(text)
         who, stop = f"process {holder['pid']} on {holder['host']}", f"kill {holder['pid']}"
     except (ValueError, KeyError, TypeError):
         who, stop = "another process", "wait for it"
-    return BadConfig(f"run {folder.name} is held by {who}", next=f"wait for it, or: {stop}")
+    return BadConfig(f"{what} is held by {who}", next=f"wait for it, or: {stop}")
