@@ -5,9 +5,11 @@ site    .folder HOME/hub · .records · .place (a Site, on free ports of this ma
 broker  the site's Mosquitto, running
 """
 
+import random
 import shutil
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,9 @@ def broker(site: Enrolled) -> Iterator[Broker]:
 
 
 def free_port() -> int:
-    with socket.socket() as trial:
-        trial.bind(("127.0.0.1", 0))
-        return int(trial.getsockname()[1])
+    """Below those that the system gives to whoever connects: a server that starts again needs it again."""
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as trial, suppress(OSError):
+            trial.bind(("127.0.0.1", port))
+            return port

@@ -10,6 +10,7 @@ import random
 import socket
 import ssl
 import threading
+import time
 from base64 import b64encode
 from collections.abc import Callable
 from http.client import HTTPConnection, HTTPException
@@ -32,6 +33,8 @@ SESSION = 24 * 3600
 """Seconds that the broker keeps what came for us while we were away."""
 FIRST, MOST = 1.0, 60.0
 """Seconds of pause after the first loss, and at most."""
+STEADY = 10.0
+"""Seconds that a connection has to stand before its loss counts as the first."""
 TIMEOUT = 10.0
 """Seconds in which a connection has to be made."""
 IN_FLIGHT = 500
@@ -58,6 +61,7 @@ class Connection:
         self._tried = 0  # which address
         self._life = 0  # of the connection: receipts of an earlier one mean nothing to the broker
         self._session = False
+        self._parting = "Normal disconnection"
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None
         self._client = self._made(self.address)
@@ -68,12 +72,14 @@ class Connection:
 
     def close(self, *, will: bool = False) -> None:
         """Leave. `will`: have the broker publish the will, as if we were lost."""
+        self._parting = "Disconnect with will message" if will else "Normal disconnection"
         self._closing.set()
-        code = "Disconnect with will message" if will else "Normal disconnection"
-        self._client.disconnect(ReasonCode(PacketTypes.DISCONNECT, code))
-        if self._thread is not None:
-            self._thread.join(TIMEOUT)
-        self.connected = False
+        if self._thread is None:
+            self._part()
+            return
+        if self.connected:
+            self._client.disconnect(ReasonCode(PacketTypes.DISCONNECT, self._parting))
+        self._thread.join(2 * TIMEOUT)
 
     def publish(
         self, topic: str, payload: bytes, retain: bool, properties: Properties | None = None
@@ -116,19 +122,33 @@ class Connection:
     def _run(self) -> None:
         losses = 0
         while not self._closing.is_set():
+            since = time.monotonic()
             try:
                 self._connect()
-                while self._client.loop(timeout=1.0) is MQTTErrorCode.MQTT_ERR_SUCCESS:
-                    losses = 0 if self.connected else losses
+                while not self._closing.is_set() and self._looped():
+                    pass
                 self.why = self.why or "the connection was lost"
             except (OSError, HTTPException, ValueError) as error:
                 self.why = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-            if self.connected or self._closing.is_set():
-                self.connected = False
-            else:
+            if not self.connected:
                 self._next_address()
-            self._closing.wait(pause(losses, self._first, MOST, random.random()))
-            losses += 1
+            losses = 0 if self.connected and time.monotonic() - since > STEADY else losses + 1
+            if not self._closing.is_set():
+                self.connected = False
+                self._closing.wait(pause(losses, self._first, MOST, random.random()))
+        self.connected = False
+        self._part()
+
+    def _looped(self) -> bool:
+        return self._client.loop(timeout=1.0) is MQTTErrorCode.MQTT_ERR_SUCCESS
+
+    def _part(self) -> None:
+        """Say goodbye, if there is anybody to say it to."""
+        give_up = time.monotonic() + TIMEOUT
+        while self._client.socket() is not None and time.monotonic() < give_up:
+            self._client.disconnect(ReasonCode(PacketTypes.DISCONNECT, self._parting))
+            if not self._looped():
+                break
 
     def _connect(self) -> None:
         parts = urlsplit(self.address)
