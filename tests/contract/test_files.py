@@ -31,7 +31,7 @@ class TestFileObjects(ObjectsContract):
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         order: list[str] = []
-        flush, sync, rename = module._flush, os.fsync, os.replace
+        flush, sync, rename = module.flush, os.fsync, os.replace
 
         def noted_flush(path: Path) -> None:
             order.append(f"sync {path.name[:1]}")
@@ -45,7 +45,7 @@ class TestFileObjects(ObjectsContract):
             rename(old, new)
             order.append("name")
 
-        monkeypatch.setattr(module, "_flush", noted_flush)
+        monkeypatch.setattr(module, "flush", noted_flush)
         monkeypatch.setattr(module.os, "fsync", noted_sync)
         monkeypatch.setattr(module.os, "replace", noted_rename)
         FileObjects(tmp_path / "o", durable=True).put("k/x", [b"bytes"])

@@ -14,6 +14,7 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore
 
+from fleetfold.adapters.disk import flush
 from fleetfold.errors import Unavailable
 
 STAGING = "staging"
@@ -91,11 +92,11 @@ class FileObjects:
     def _sync_folders(self, key: str) -> None:
         """The folder that names the object, and those above it that are new to this process."""
         folder = (self._root / key).parent
-        _flush(folder)
+        flush(folder)
         while folder not in self._synced:
             self._synced.add(folder)
             folder = folder.parent
-            _flush(folder)  # it names the one below
+            flush(folder)  # it names the one below
 
 
 class _File:
@@ -132,14 +133,6 @@ def _sweep(staging: str) -> None:
         if writer.isdigit() and not os.path.exists(f"/proc/{writer}") and os.path.exists("/proc/self"):
             with suppress(OSError):
                 os.unlink(f"{staging}/{name}")
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _unavailable(error: Exception, place: str) -> Unavailable:

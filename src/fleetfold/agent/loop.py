@@ -49,7 +49,7 @@ class Models:
     def __init__(self) -> None:
         self._digest, self._model = "", Model(Tensors(), Header((), 0, 0))
 
-    def get(self, digest: str, fetch: Callable[[], bytes]) -> "Model":
+    def get(self, digest: str, fetch: Callable[[], bytes | memoryview]) -> "Model":
         """The model with that sha256. Raises Unavailable if what `fetch` brings is another."""
         if digest != self._digest:
             data = fetch()
@@ -97,14 +97,15 @@ class Agent:
 
     def _answer(self, task: Task) -> Report:
         answer = Report(run=task.run, round=task.round, kind=task.kind, device=task.device, state="delivered")
-        if self._transfer.delivered(task):
-            return answer
-        if self._journal.attempts(task) >= ATTEMPTS:
-            reason = f"the process died {ATTEMPTS} times at this task"
-            return msgspec.structs.replace(answer, state="failed", reason=reason)
-        self._journal.promise(task)
         try:
+            if self._transfer.delivered(task):
+                return answer
+            if self._journal.attempts(task) >= ATTEMPTS:
+                reason = f"the process died {ATTEMPTS} times at this task"
+                return msgspec.structs.replace(answer, state="failed", reason=reason)
+            self._journal.promise(task)
             update, took = self._work(task)
+            upload, _ = self._timed(lambda: self._transfer.deliver(task, update))
         except (BadConfig, BadUpdate) as error:
             return msgspec.structs.replace(answer, state="refused", reason=error.sentence)
         except MemoryError:
@@ -114,13 +115,12 @@ class Agent:
         except Exception as error:  # noqa: BLE001 - the user's code may raise anything; the fleet goes on
             reason = blame(error, self._app.root if self._app else "")
             return msgspec.structs.replace(answer, state="failed", reason=reason)
-        upload, _ = self._timed(lambda: self._transfer.deliver(task, update))
         return msgspec.structs.replace(answer, took=msgspec.structs.replace(took, upload=upload))
 
     def _work(self, task: Task) -> tuple[bytes, Timings]:
         """The update file, and how long its making took."""
         work = Work(device=self._device, round=task.round, seed=task.seed, settings=task.settings)
-        fetch: Callable[[], bytes] = lambda: self._transfer.fetch(task)  # noqa: E731
+        fetch = lambda: self._transfer.fetch(task)  # noqa: E731
         download, model = self._timed(lambda: self._models.get(task.digest, fetch))
         evaluation: Evaluation | None = None
         start = self._timer()
