@@ -107,14 +107,16 @@ class Link(Protocol):
 class Transfer(Protocol):
     """The device's way to objects. A task's addresses are opaque: keys here, signed URLs over a network."""
 
-    def fetch(self, task: Task) -> bytes:
+    def fetch(self, task: Task) -> bytes | memoryview:
         """The task's model. What it brings may be anything: whoever asks compares the digest."""
 
     def deliver(self, task: Task, update: bytes) -> None:
-        """Make the update durable; from here on it is finished and is never trained again."""
+        """Make the update durable; from here on it is finished and is never trained again. Raises BadUpdate
+        where it is not wanted (any more)."""
 
     def delivered(self, task: Task) -> bool:
-        """Whether the task's update is finished; what is left of its way is gone now."""
+        """Whether the task's update is finished; what is left of its way is gone now. Raises BadUpdate as
+        `deliver` does."""
 
 
 class Signer(Protocol):

@@ -32,7 +32,7 @@ class TestFileObjects(ObjectsContract):
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         order: list[str] = []
-        flush, sync, rename = module._flush, os.fsync, os.replace
+        flush, sync, rename = module.flush, os.fsync, os.replace
 
         def noted_flush(path: Path) -> None:
             order.append(f"sync {path.name[:1]}")
@@ -46,7 +46,7 @@ class TestFileObjects(ObjectsContract):
             rename(old, new)
             order.append("name")
 
-        monkeypatch.setattr(module, "_flush", noted_flush)
+        monkeypatch.setattr(module, "flush", noted_flush)
         monkeypatch.setattr(module.os, "fsync", noted_sync)
         monkeypatch.setattr(module.os, "replace", noted_rename)
         FileObjects(tmp_path / "o", durable=True).put("k/x", [b"bytes"])
@@ -95,8 +95,8 @@ class TestFileObjects(ObjectsContract):
         if taken:
             FileObjects(tmp_path / "o").put("k/x", [b"bytes"])
         flushed: list[str] = []
-        flush = module._flush
-        monkeypatch.setattr(module, "_flush", lambda path: (flushed.append(path.name), flush(path)))
+        flush = module.flush
+        monkeypatch.setattr(module, "flush", lambda path: (flushed.append(path.name), flush(path)))
         with FileObjects(tmp_path / "o", durable=True).writing("k/x") as writing:
             writing.write(b"bytes")
             assert writing.finish_first() is not taken

@@ -11,12 +11,10 @@ import socket
 import ssl
 import threading
 import time
-from base64 import b64encode
 from collections.abc import Callable
 from http.client import HTTPConnection, HTTPException
 from typing import Any
-from urllib.parse import unquote, urlsplit
-from urllib.request import getproxies, proxy_bypass
+from urllib.parse import urlsplit
 
 from paho.mqtt.client import Client, ConnectFlags, MQTTMessage, MQTTMessageInfo
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
@@ -24,6 +22,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from fleetfold.adapters.doors import proxy_for
 from fleetfold.errors import BadConfig
 from fleetfold.ports import pause
 
@@ -218,23 +217,13 @@ class _Tunnelled(Client):
     def _create_socket_connection(
         self,
     ) -> socket.socket:  # paho has a hook for SOCKS alone, by a package more
-        proxy = getproxies().get("https")
-        if not proxy or proxy_bypass(self._host):
+        proxy = proxy_for(self._host, self._port)
+        if proxy is None:
             return super()._create_socket_connection()
-        return tunnel(proxy, self._host, self._port)
-
-
-def tunnel(proxy: str, host: str, port: int) -> socket.socket:
-    """A connection to the host through an HTTP proxy. Raises OSError."""
-    parts = urlsplit(proxy if "://" in proxy else f"http://{proxy}")
-    headers = {}
-    if parts.username:
-        words = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-        headers["Proxy-Authorization"] = "Basic " + b64encode(words.encode()).decode()
-    connection = HTTPConnection(parts.hostname or "", parts.port or 8080, timeout=TIMEOUT)
-    connection.set_tunnel(host, port, headers)
-    connection.connect()
-    return connection.sock
+        connection = HTTPConnection(proxy.host, proxy.port, timeout=TIMEOUT)
+        connection.set_tunnel(self._host, self._port, proxy.headers)
+        connection.connect()
+        return connection.sock
 
 
 def properties(packet: int, **values: object) -> Properties:

@@ -15,6 +15,7 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore
 
+from fleetfold.adapters.disk import flush
 from fleetfold.errors import Unavailable
 
 STAGING = "staging"
@@ -85,11 +86,11 @@ class FileObjects:
     def _sync_folders(self, key: str) -> None:
         """The folder that names the object, and those above it that are new to this process."""
         folder, fresh = (self._root / key).parent, []
-        _flush(folder)
+        flush(folder)
         while folder not in self._synced:
             fresh.append(folder)
             folder = folder.parent
-            _flush(folder)  # it names the one below
+            flush(folder)  # it names the one below
         self._synced.update(fresh)  # only now: another thread must not believe it any sooner
 
 
@@ -205,14 +206,6 @@ def _sweep(staging: str) -> None:
         if writer.isdigit() and not os.path.exists(f"/proc/{writer}") and os.path.exists("/proc/self"):
             with suppress(OSError):
                 os.unlink(f"{staging}/{name}")
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _unavailable(error: Exception, place: str) -> Unavailable:

@@ -124,7 +124,7 @@ class Telling:
         self._transfer, self._desk, self._learn = transfer, desk, learn
         self.delivered = transfer.delivered
 
-    def fetch(self, task: Task) -> bytes:
+    def fetch(self, task: Task) -> bytes | memoryview:
         self._desk.say(Step("fetching", total=task.size))
         model = self._transfer.fetch(task)
         self._desk.say(Step("training" if task.kind == "train" else "evaluating"))
@@ -254,7 +254,7 @@ class Bench:
         own.learn(self._records, model=command.digest)
         return msgspec.structs.replace(answer, digest=command.digest, size=len(model))
 
-    def _fetched(self, command: Command) -> bytes:
+    def _fetched(self, command: Command) -> bytes | memoryview:
         self._desk.say(Step("fetching", total=command.size))
         model = self._transfer.fetch(as_task(command))
         found = hashlib.sha256(model).hexdigest()

@@ -7,17 +7,23 @@ cache/       models      spool/         updates          state.json  for `agent 
 
 import fcntl
 import os
+import random
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from fleetfold import bundle
+from fleetfold.adapters.connection import Connection
+from fleetfold.adapters.doors import context
+from fleetfold.adapters.mqtt_link import MqttLink
 from fleetfold.adapters.sqlite import SqliteRecords
 from fleetfold.bundle import Bundle
 from fleetfold.errors import Unavailable
 from fleetfold.messages import Ask, Grant
-from fleetfold.ports import Records, Transfer
+from fleetfold.ports import Records, Transfer, pause
 from fleetfold.wiring.faults import faulty
 
 LINK = "fleetfold.wiring.device:link"
@@ -25,9 +31,10 @@ TRANSFER = "fleetfold.wiring.device:transfer"
 """module:name of what makes a device's way to its fleet, and to objects: its own process makes it there."""
 
 
-def link(bundle: Bundle) -> Any:
+def link(own: Bundle) -> MqttLink:
     """The device's end of the bus."""
-    raise NotImplementedError
+    connection = Connection(own.device, own.brokers, context(own))
+    return MqttLink(connection, own.fleet, own.device, time.monotonic)
 
 
 def transfer(
@@ -37,7 +44,11 @@ def transfer(
     progress: Callable[[str, int, int], None],
 ) -> Transfer:
     """The device's way to objects, over signed addresses."""
-    raise NotImplementedError
+    from fleetfold.adapters.https import SignedTransfer  # for the worker alone: it needs numpy
+
+    wait: Callable[[int], None] = lambda n: time.sleep(pause(n, 0.5, 30.0, random.random()))  # noqa: E731
+    own = bundle.load(home / "bundle.json")
+    return SignedTransfer(home, own, ask, wait, spent=spent, progress=progress)
 
 
 def link_by(reference: str, bundle: Bundle) -> Any:
@@ -67,7 +78,7 @@ def alone(home: Path) -> Iterator[None]:
         yield
 
 
-def replace_file(place: Path, data: bytes, *, durable: bool = True) -> None:
+def replace_file(place: Path, data: bytes | memoryview, *, durable: bool = True) -> None:
     """Write a file whole or not at all. Raises Unavailable."""
     staged = place.with_name(f".{place.name}")  # one process at a time writes in a device's home
     try:
