@@ -7,11 +7,13 @@ thread of its own (`start`), or is driven from outside (`open`, `turn`), in a pr
 """
 
 import random
+import selectors
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from http.client import HTTPConnection, HTTPException
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,7 +25,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
 from fleetfold.adapters.doors import proxy_for
-from fleetfold.errors import BadConfig
+from fleetfold.errors import BadConfig, Unavailable
 from fleetfold.ports import pause
 
 KEEPALIVE = 60
@@ -36,6 +38,8 @@ STEADY = 10.0
 """Seconds that a connection has to stand before its loss counts as the first."""
 TIMEOUT = 10.0
 """Seconds in which a connection has to be made."""
+ROOM = 100
+"""Messages that wait for a connection; what comes when there are more is not sent."""
 IN_FLIGHT = 500
 """Messages that may be on their way without an acknowledgment, in either direction."""
 
@@ -56,17 +60,24 @@ class Connection:
         self.heard: Callable[[MQTTMessage, str], None] = lambda message, receipt: None
         self.changed: Callable[[bool], None] = lambda session: None
         self.will: tuple[str, bytes] | None = None
+        self.wanting: Callable[[], None] = lambda: None  # without a thread: `turn` has something to write
         self.address, self.why, self.connected = addresses[0], "not tried yet", False
         self._tried = 0  # which address
         self._life = 0  # of the connection: receipts of an earlier one mean nothing to the broker
         self._session = False
         self._parting = "Normal disconnection"
         self._closing = threading.Event()
+        self._lock = threading.Lock()
+        self._posted: list[tuple[str, bytes, bool, Properties | None]] = []
         self._thread: threading.Thread | None = None
         self._client = self._made(self.address)
 
     def start(self) -> None:
         self._thread = threading.Thread(target=self._run, name=f"mqtt {self._id}", daemon=True)
+        self._wakes = socket.socketpair()
+        for end in self._wakes:
+            end.setblocking(False)
+        self.wanting = self._wake
         self._thread.start()
 
     def close(self, *, will: bool = False) -> None:
@@ -76,15 +87,27 @@ class Connection:
         if self._thread is None:
             self._part()
             return
-        if self.connected:
-            self._client.disconnect(ReasonCode(PacketTypes.DISCONNECT, self._parting))
-        self._thread.join(2 * TIMEOUT)
+        self._wake()
+        self._thread.join(3 * TIMEOUT)
+        for end in self._wakes:
+            end.close()
 
     def publish(
-        self, topic: str, payload: bytes, retain: bool, properties: Properties | None = None
+        self, topic: str, payload: bytes, retain: bool, about: Properties | None = None
     ) -> MQTTMessageInfo:
-        """At QoS 1; queued while there is no connection."""
-        return self._client.publish(topic, payload, 1, retain, properties)
+        """At QoS 1. Raises Unavailable where there is no connection."""
+        if not self.connected:
+            raise Unavailable(f"not connected to {self.address}: {self.why}")
+        return self._client.publish(topic, payload, 1, retain, about)
+
+    def post(self, topic: str, payload: bytes, retain: bool, about: Properties | None = None) -> None:
+        """The same, now or as soon as there is a connection."""
+        with self._lock:
+            if not self.connected:
+                if len(self._posted) < ROOM:
+                    self._posted.append((topic, payload, retain, about))
+                return
+        self._client.publish(topic, payload, 1, retain, about)
 
     def acknowledge(self, receipt: str) -> None:
         """The message of that receipt has been taken care of, and need not come again."""
@@ -99,14 +122,15 @@ class Connection:
     # Without a thread
 
     def open(self) -> None:
-        """Raises OSError. The rest of the way, to `changed`, is made by `turn`."""
+        """Raises OSError, or a proxy's HTTPException. What is left of the way, `turn` makes."""
         self._connect()
 
     def socket(self) -> Any:
         return self._client.socket()
 
     def turn(self) -> bool:
-        """Read, write and keep alive what can be now, without waiting. → whether it still stands."""
+        """Read, write and keep alive what can be now, without waiting: always in the same thread, when the
+        socket is ready, when `wanting` was called, and now and then. → whether it still stands."""
         code = self._client.loop_read()
         found = self._client.socket()
         while found is not None and code is MQTTErrorCode.MQTT_ERR_SUCCESS and _pending(found):
@@ -121,33 +145,51 @@ class Connection:
     def _run(self) -> None:
         losses = 0
         while not self._closing.is_set():
-            since = time.monotonic()
+            since, stood = time.monotonic(), False
             try:
                 self._connect()
-                while not self._closing.is_set() and self._looped():
-                    pass
-                self.why = self.why or "the connection was lost"
+                stood = self._attend()
+                self.why = self.why or "it does not answer"
             except (OSError, HTTPException, ValueError) as error:
                 self.why = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-            if not self.connected:
+            if not stood:
                 self._next_address()
-            losses = 0 if self.connected and time.monotonic() - since > STEADY else losses + 1
-            if not self._closing.is_set():
-                self.connected = False
-                self._closing.wait(pause(losses, self._first, MOST, random.random()))
-        self.connected = False
-        self._part()
+            losses = 0 if stood and time.monotonic() - since > STEADY else losses + 1
+            self._closing.wait(pause(losses, self._first, MOST, random.random()))
 
-    def _looped(self) -> bool:
-        return self._client.loop(timeout=1.0) is MQTTErrorCode.MQTT_ERR_SUCCESS
+    def _attend(self) -> bool:
+        """Turn whenever there is something to do, until the connection is lost or given up. → whether it
+        ever stood."""
+        stood, give_up = False, time.monotonic() + 2 * TIMEOUT
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._wakes[0], selectors.EVENT_READ)
+            while (found := self._client.socket()) is not None:
+                stood = stood or self.connected
+                if self._closing.is_set() or not (stood or time.monotonic() < give_up):
+                    self._part()
+                    break
+                events = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._client.want_write() else 0)
+                key = selector.register(found, events)
+                selector.select(1.0)
+                selector.unregister(key.fileobj)
+                with suppress(BlockingIOError):
+                    self._wakes[0].recv(1 << 10)
+                self.turn()
+        return stood
 
     def _part(self) -> None:
-        """Say goodbye, if there is anybody to say it to."""
-        give_up = time.monotonic() + TIMEOUT
-        while self._client.socket() is not None and time.monotonic() < give_up:
-            self._client.disconnect(ReasonCode(PacketTypes.DISCONNECT, self._parting))
-            if not self._looped():
+        """Say goodbye, and be quiet."""
+        self._client.disconnect(ReasonCode(PacketTypes.DISCONNECT, self._parting))
+        for _ in range(100):
+            if not self._client.want_write() or not self.turn():
                 break
+            time.sleep(0.01)
+        with self._lock:
+            self.connected = False
+
+    def _wake(self) -> None:
+        with suppress(BlockingIOError, OSError):
+            self._wakes[1].send(b"w")
 
     def _connect(self) -> None:
         parts = urlsplit(self.address)
@@ -180,6 +222,8 @@ class Connection:
         made.max_inflight_messages_set(IN_FLIGHT)
         made.on_connect, made.on_subscribe = self._connected, self._subscribed
         made.on_disconnect, made.on_message = self._lost, self._message
+        # Nothing is written in the thread of whoever publishes: TLS has one at a time.
+        made.on_socket_register_write = lambda client, data, socket: self.wanting()
         return made
 
     def _connected(
@@ -199,12 +243,18 @@ class Connection:
             self.why = f"the broker refuses our topics: {refused[0]}"
             client.disconnect()
             return
-        self.connected = True
+        with self._lock:
+            self.connected, posted = True, self._posted
+            self._posted = []
+        for message in posted:
+            client.publish(message[0], message[1], 1, message[2], message[3])
         self.changed(self._session)
 
     def _lost(
         self, client: Client, data: object, flags: object, code: ReasonCode, more: Properties | None
     ) -> None:
+        with self._lock:
+            self.connected = False
         self.why = self.why or f"the connection was lost: {code}"
 
     def _message(self, client: Client, data: object, message: MQTTMessage) -> None:

@@ -173,8 +173,6 @@ class MqttBus:
                 f"the {word} for {device} has {len(payload)} bytes, a message at most {LIMIT}",
                 next="make the app's settings smaller",
             )
-        if not self._connection.connected:
-            raise Unavailable(f"not connected to {self._connection.address}: {self._connection.why}")
         about: dict[str, object] = {"MessageExpiryInterval": max(1, ceil(expires))} if message else {}
         if answer:
             about |= {"ResponseTopic": answer, "CorrelationData": id.encode()}

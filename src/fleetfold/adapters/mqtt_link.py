@@ -146,7 +146,7 @@ class MqttLink:
     def _publish(self, word: str, message: Struct, *, retain: bool = False, id: str = "") -> None:
         about = properties(PacketTypes.PUBLISH, **({"CorrelationData": id.encode()} if id else {}))
         topic = layout.topic(self._fleet, self._device, word)
-        self._connection.publish(topic, encode(message), retain, about)
+        self._connection.post(topic, encode(message), retain, about)
 
     # In the connection's thread
 
