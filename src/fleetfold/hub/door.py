@@ -12,6 +12,7 @@ import logging
 import socket
 import ssl
 import threading
+from asyncio.sslproto import SSLProtocol
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -35,10 +36,10 @@ HANDSHAKE = 10.0
 """Seconds until who connects has shown a certificate."""
 IDLE = 5.0
 """Seconds until the next request of a connection."""
-LINGER = 5.0
+LINGER = 2.0
 """Seconds in which a refused upload may run out, so that its device comes to read the refusal."""
 BUFFER = 64 * 1024
-"""Bytes that wait to be sent, of each connection, before more are read from the disk."""
+"""Bytes that wait in memory at each of a connection's stations, either way, before no more are read."""
 THREADS = 8
 """That wait for disks."""
 PARTING = frozenset({401, 408, 429})
@@ -67,6 +68,11 @@ class Door:
     @property
     def port(self) -> int:
         return int(self._listening.getsockname()[1])
+
+    @property
+    def live(self) -> int:
+        """Connections that have shown a certificate and have not ended."""
+        return len(self._served.peers)
 
     def start(self) -> None:
         """Raises BadConfig if the address cannot be had."""
@@ -110,12 +116,13 @@ class Door:
             self._loop.close()
 
     async def _serve(self) -> None:
+        SSLProtocol.max_size = BUFFER  # asyncio has 256 KiB, twice, however little a connection brings
         slots = asyncio.Semaphore(self._count)
         silent = logging.Logger("door")  # belongs to no tree: what it says is said by nobody else
         silent.addHandler(_Told(self._malformed))
         self._served = _Served(
             lambda request: self._answer(request, slots), slots.release, access_log=None, logger=silent,
-            auto_decompress=False, keepalive_timeout=IDLE, lingering_time=LINGER,
+            auto_decompress=False, read_bufsize=BUFFER // 2, keepalive_timeout=IDLE, lingering_time=LINGER,
         )  # fmt: skip
         greetings: set[asyncio.Task[None]] = set()
         try:
@@ -149,7 +156,9 @@ class Door:
 
     async def _answer(self, request: web.BaseRequest, slots: asyncio.Semaphore) -> web.StreamResponse:
         """What has gone out when this returns; or there is no connection any more."""
-        peer = self._served.peers.get(request.protocol, Peer("", ""))
+        peer = self._served.peers.get(request.protocol)
+        if peer is None:
+            return _hung_up(request)
         try:
             async with asyncio.timeout(GRACE) as limit:
                 answer = await self._exchange.answer(request, peer, limit)
@@ -197,6 +206,8 @@ class _Served(web.Server):
     def connection_made(self, handler: web.RequestHandler, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)
         transport.set_write_buffer_limits(BUFFER)
+        if hasattr(transport, "set_read_buffer_limits"):  # of TLS only
+            transport.set_read_buffer_limits(BUFFER)
         peer = _peer(transport.get_extra_info("peercert"))
         held = sum(other[:2] == peer[:2] for other in self.peers.values())
         self.peers[handler] = peer._replace(crowded=held >= SHARE)

@@ -28,7 +28,7 @@ from fleetfold.ports import Reader
 _T = TypeVar("_T")
 _Args = TypeVarTuple("_Args")
 _Held = TypeVar("_Held", Writing, Reader)
-PIECE = 128 * 1024
+PIECE = 64 * 1024
 """Bytes of an object that are in memory at once, for each connection."""
 GRACE = 30.0
 """Seconds that a request may take, however small it is."""
