@@ -15,7 +15,7 @@ from fleetfold.fold.recipe import Source, Unfit
 from fleetfold.fold.tensors import PREFIX, Header, header_length, parse_header
 from fleetfold.fold.wire import Wire
 from fleetfold.ledger import Arrival
-from fleetfold.ports import Objects, read
+from fleetfold.ports import Objects, read_on
 from fleetfold.round.state import Round
 
 OPEN = 256
@@ -45,8 +45,9 @@ def header_of(objects: Objects, key: str) -> Header:
     size = objects.size(key)
     if size is None:
         raise KeyError(key)
-    prefix = read(objects, key, 0, min(PREFIX, size))
-    return parse_header(read(objects, key, 0, header_length(prefix, size, HEADER_LIMIT)), size)
+    with closing(objects.open(key)) as reader:
+        length = header_length(read_on(reader, 0, min(PREFIX, size)), size, HEADER_LIMIT)
+        return parse_header(read_on(reader, 0, length), size)
 
 
 class _Files:
