@@ -11,6 +11,7 @@ import threading
 from calendar import timegm
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import count
 from time import strptime, time
@@ -230,5 +231,6 @@ class _Request(BaseHTTPRequestHandler):
             raise _Refused(403, "AccessDenied")
 
 
+@lru_cache(1000)
 def etag(data: bytes) -> str:
     return f'"{hashlib.md5(data).hexdigest()}"'
