@@ -2,14 +2,19 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 from obstore.store import MemoryStore
 
+from fleetfold import layout
 from fleetfold.adapters.memory import MemoryObjects
 from fleetfold.adapters.objects import FileObjects
 from fleetfold.adapters.stores import AHEAD, StoreObjects, open_store
+from fleetfold.coordinator.folding import AWAY, HERE, fold_round
+from fleetfold.coordinator.sources import header_of
+from fleetfold.ledger import place
 from fleetfold.ports import Objects
 from fleetfold.round.run import RunState
 from tests.s3 import BUCKET, S3, serving
@@ -63,3 +68,16 @@ def test_a_small_update_costs_the_gate_two_requests_and_the_fold_one(s3: S3) -> 
     of_updates = Counter(method for method, key in s3.asked if "/updates/" in key)
     transfers = Counter(PUT=10, HEAD=10)  # the devices' own: delivers, and asks whether it is there
     assert of_updates - transfers == Counter(HEAD=10, GET=20)
+
+
+@pytest.mark.parametrize("fold", ["mean", "clipped_mean"])
+def test_a_fold_that_asks_for_many_updates_at_once_makes_the_same_bytes(fold: str, s3: S3) -> None:
+    world = ran(open_store(f"s3://{BUCKET}/p"), rounds=1, fold=fold)
+    (round,) = world.ledger.rounds("r")
+    arrivals = sorted(world.ledger.arrivals(place(round)).values(), key=lambda arrival: arrival.seat)
+    header = header_of(world.objects, layout.model("r", 0))
+    digests = [
+        fold_round(world.objects, round, arrivals, world.settings, header, None, site=site).digest
+        for site in (HERE, AWAY)
+    ]
+    assert digests == [sha256(world.model()).hexdigest()] * 2
