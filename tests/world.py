@@ -73,13 +73,15 @@ class World:
 
     def __init__(
         self, devices: int = 4, *, trainer: object = None, silent: int = 0,
-        tamper: Callable[[str, bytes], bytes] | None = None, **settings: object,
+        tamper: Callable[[str, bytes], bytes] | None = None, objects: Objects | None = None,
+        **settings: object,
     ) -> None:  # fmt: skip
         self.tamper = tamper
         settings.setdefault("devices", devices + silent)
         self.settings = Settings(**settings)  # type: ignore[arg-type]
         self.trainer = trainer or Walk()
-        self.objects, self.records, self.bus = MemoryObjects(), MemoryRecords(), MemoryBus()
+        self.objects = objects or MemoryObjects()
+        self.records, self.bus = MemoryRecords(), MemoryBus()
         self.journals = MemoryRecords()
         self.ledger = Ledger(self.records)
         self.now, self.lives = 1_000.0, 0

@@ -17,12 +17,15 @@ from fleetfold.messages import Report, Task
 
 
 class Reader(Protocol):
-    """One object, held open until `close`. `file`: the open file, where it is one (None: it is not)."""
+    """One object, held open until `close`. `file`: the open file, where it is one (None: it is not).
+
+    What one reader has begun to read it reads on, or finds gone; it never finds other bytes.
+    """
 
     file: int | None
 
     def read(self, offset: int, into: memoryview) -> int:
-        """Fill `into` from byte `offset` on. → bytes read, fewer at the end."""
+        """Fill `into` from byte `offset` on. → bytes read, fewer at the end. Raises KeyError if gone."""
 
     def close(self) -> None: ...
 
@@ -143,9 +146,14 @@ def fetch(objects: Objects, key: str) -> bytes:
 
 def read(objects: Objects, key: str, offset: int, length: int) -> bytes:
     """Bytes of an object, fewer at its end. Raises KeyError if there is none."""
-    data = bytearray(length)
     with closing(objects.open(key)) as reader:
-        return bytes(data[: reader.read(offset, memoryview(data))])
+        return read_on(reader, offset, length)
+
+
+def read_on(reader: Reader, offset: int, length: int) -> bytes:
+    """Bytes of what is open, fewer at its end. Raises KeyError if it is gone."""
+    data = bytearray(length)
+    return bytes(data[: reader.read(offset, memoryview(data))])
 
 
 def pause(attempt: int, first: float, most: float, chance: float) -> float:

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 
 import pytest
 
-from fleetfold.ports import Objects, fetch, read
+from fleetfold.ports import Objects, Reader, fetch, read
 
 
 class ObjectsContract:
@@ -22,19 +22,21 @@ class ObjectsContract:
         assert read(objects, "k", 2, 5) == b"c"
         assert read(objects, "k", 9, 5) == b""
 
-    def test_what_is_open_is_read_on_by_several_threads_also_when_its_name_is_gone(
-        self, objects: Objects
-    ) -> None:
-        objects.put("k", [bytes(range(256)) * 64])
-        with closing(objects.open("k")) as reader, ThreadPoolExecutor(4) as pool:
-            objects.delete("k")
+    def test_what_is_open_is_read_by_several_threads(self, objects: Objects) -> None:
+        objects.put("k", [bytes(range(256)) * 640])
+        with closing(objects.open("k")) as reader:
+            assert in_threads(reader, 640) == [bytes(range(256))] * 640
 
-            def part(k: int) -> bytes:
-                into = bytearray(256)
-                assert reader.read(256 * k, memoryview(into)) == 256
-                return bytes(into)
-
-            assert list(pool.map(part, range(64))) == [bytes(range(256))] * 64
+    def test_what_was_begun_is_read_on_or_gone_and_never_other_bytes(self, objects: Objects) -> None:
+        objects.put("k", [b"a" * 100_000])
+        with closing(objects.open("k")) as reader:
+            assert reader.read(0, memoryview(bytearray(1))) == 1
+            for change in (lambda: objects.put("k", [b"b" * 100_000]), lambda: objects.delete("k")):
+                change()
+                into = bytearray(10)
+                with suppress(KeyError):
+                    reader.read(99_990, memoryview(into))
+                    assert into == b"a" * 10
 
     def test_what_is_not_there_has_no_size_and_cannot_be_read(self, objects: Objects) -> None:
         assert objects.size("nothing") is None
@@ -77,3 +79,25 @@ class ObjectsContract:
         objects.delete("p/gone")
         objects.delete("p/gone")
         assert objects.size("p/gone") is None
+
+
+class HeldObjectsContract(ObjectsContract):
+    """Of those that keep what is open for as long as it is."""
+
+    def test_what_is_open_is_read_on_when_its_name_is_gone(self, objects: Objects) -> None:
+        objects.put("k", [bytes(range(256)) * 64])
+        with closing(objects.open("k")) as reader:
+            objects.delete("k")
+            assert in_threads(reader, 64) == [bytes(range(256))] * 64
+
+
+def in_threads(reader: Reader, parts: int) -> list[bytes]:
+    """So many parts of 256 bytes."""
+
+    def part(k: int) -> bytes:
+        into = bytearray(256)
+        assert reader.read(256 * k, memoryview(into)) == 256
+        return bytes(into)
+
+    with ThreadPoolExecutor(4) as pool:
+        return list(pool.map(part, range(parts)))

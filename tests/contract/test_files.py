@@ -14,7 +14,7 @@ from fleetfold.adapters.sqlite import SqliteBus, SqliteLink, SqliteRecords
 from fleetfold.errors import Unavailable
 from fleetfold.ports import Control, Link, Objects, Records, fetch
 from tests.contract.bus import BusContract
-from tests.contract.objects import ObjectsContract
+from tests.contract.objects import HeldObjectsContract
 from tests.contract.records import RecordsContract
 
 
@@ -23,7 +23,7 @@ def durable(request: pytest.FixtureRequest) -> bool:
     return bool(request.param)
 
 
-class TestFileObjects(ObjectsContract):
+class TestFileObjects(HeldObjectsContract):
     @pytest.fixture
     def objects(self, tmp_path: Path, durable: bool) -> Objects:
         return FileObjects(tmp_path / "objects", durable=durable)

@@ -6,17 +6,17 @@ from fleetfold.adapters.faults import Faults, simulated_death
 from fleetfold.adapters.memory import MemoryBus, MemoryObjects, MemoryRecords
 from fleetfold.ports import Control, Link, Objects, Records
 from tests.contract.bus import BusContract
-from tests.contract.objects import ObjectsContract
+from tests.contract.objects import HeldObjectsContract
 from tests.contract.records import RecordsContract
 
 
-class TestMemoryObjects(ObjectsContract):
+class TestMemoryObjects(HeldObjectsContract):
     @pytest.fixture
     def objects(self) -> Objects:
         return MemoryObjects()
 
 
-class TestObjectsBehindFaultsThatNeverStrike(ObjectsContract):
+class TestObjectsBehindFaultsThatNeverStrike(HeldObjectsContract):
     @pytest.fixture
     def objects(self) -> Objects:
         return Faults(None, simulated_death).wrap(MemoryObjects())

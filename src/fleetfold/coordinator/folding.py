@@ -24,7 +24,7 @@ from fleetfold.coordinator.policy import method, optimizer
 from fleetfold.coordinator.sources import opened
 from fleetfold.coordinator.stepping import Stepping
 from fleetfold.fold.fold import fold_shard, measured
-from fleetfold.fold.plan import LAPTOP, plan_fold
+from fleetfold.fold.plan import LAPTOP, Site, plan_fold
 from fleetfold.fold.privacy import factors
 from fleetfold.fold.recipe import ChunkFold, Recipe, Source, Unfit
 from fleetfold.fold.robust import distances, norms_squared, rounded
@@ -37,6 +37,10 @@ from fleetfold.settings import Settings
 
 HERE = replace(LAPTOP, threads=min(4, os.cpu_count() or 1))
 """More threads than that wait for memory."""
+AWAY = Site(name="a store", bandwidth=100e6, latency=0.03, memory=128 << 20)
+"""Where the objects lie in a store: many are asked for at once."""
+OPENED = 32
+"""Updates that are opened at once there."""
 
 
 class ModelHeader(Struct, frozen=True, omit_defaults=True):
@@ -61,18 +65,18 @@ class Made(Struct, frozen=True):
 
 def fold_round(
     objects: Objects, round: Round, arrivals: Sequence[Arrival], settings: Settings,
-    model: Header, own: ChunkFold | None, hide: Hide | None = None,
+    model: Header, own: ChunkFold | None, hide: Hide | None = None, site: Site = HERE,
 ) -> Made:  # fmt: skip
     """Fold `arrivals`, in the order given, into the model after `round.base`. `own`: the user's fold, where
-    there is one; `hide`: makes it a private release, under a key of its own. The model's header says how many
-    updates are in it.
+    there is one; `hide`: makes it a private release, under a key of its own; `site`: how far off the objects
+    are. The model's header says how many updates are in it.
 
     Raises Unfit, naming the arrivals' keys, and what `hide` does.
     """
     version, release = round.base + 1, 0
     weights = [weight(arrival, settings) for arrival in arrivals]
     fresh = [freshness(arrival, round, settings) for arrival in arrivals]
-    with opened(objects, round, arrivals, weights, model) as (plain, bases):
+    with opened(objects, round, arrivals, weights, model, OPENED if site.latency else 1) as (plain, bases):
         sources = [replace(s, factor=f) for s, f in zip(plain, fresh, strict=True)]
         how = method(settings, own, len(sources))
         recipe = Recipe(method=how.chunk, base=round.base, bases=bases)
@@ -87,7 +91,7 @@ def fold_round(
             sources = [replace(s, factor=float(f)) for s, f in zip(sources, hidden.factors, strict=True)]
             recipe = replace(recipe, divisor=hidden.divisor, noise=hidden.noise)
             release = hidden.number
-        passes = partial(_passes, sources, model)
+        passes = partial(_passes, site, sources, model)
         if settings.server != "none":
             state = layout.state(round.run, version, release)
             stepping = Stepping(objects, round.run, round.base, model, optimizer(settings), state)
@@ -115,8 +119,8 @@ def release_of(model: Header) -> int:
     return msgspec.json.decode(model.metadata, type=ModelHeader).release
 
 
-def _passes(sources: Sequence[Source], model: Header, recipe: Recipe) -> Iterator[memoryview]:
-    how = plan_fold(model, len(sources), 0, HERE)
+def _passes(site: Site, sources: Sequence[Source], model: Header, recipe: Recipe) -> Iterator[memoryview]:
+    how = plan_fold(model, len(sources), 0, site)
     for shard in how.shards:
         yield from fold_shard(
             sources, model, shard, recipe, threads=how.threads, depth=how.depth, chunk=how.chunk

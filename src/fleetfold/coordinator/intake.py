@@ -8,6 +8,8 @@ death in between repeats the work and changes nothing.
 """
 
 from collections.abc import Iterable
+from contextlib import closing
+from functools import partial
 
 import msgspec
 from msgspec import Struct
@@ -20,7 +22,7 @@ from fleetfold.fold.gate import Expected, admit, plausible
 from fleetfold.fold.tensors import Header
 from fleetfold.ledger import Arrival, Ledger, place
 from fleetfold.messages import Report, Timings
-from fleetfold.ports import Objects, read
+from fleetfold.ports import Objects, read_on
 from fleetfold.round.state import Phase, Round
 from fleetfold.settings import Settings
 
@@ -66,7 +68,8 @@ class Intake:
             device=report.device, model=self._model, carried=self._carried, partial=self._partial,
         )  # fmt: skip
         try:
-            found = admit(lambda offset, n: read(self._objects, known.key, offset, n), size, expected)
+            with closing(self._objects.open(known.key)) as reader:
+                found = admit(partial(read_on, reader), size, expected)
         except BadUpdate as error:
             return self._refuse(replace(known, size=size), error.sentence)
         except KeyError:  # gone since it was asked for its size

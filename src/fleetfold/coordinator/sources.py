@@ -6,6 +6,7 @@ An update that is not there any more, or is shorter than it was, is Unfit; a mod
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from functools import lru_cache
 
@@ -15,7 +16,7 @@ from fleetfold.fold.recipe import Source, Unfit
 from fleetfold.fold.tensors import PREFIX, Header, header_length, parse_header
 from fleetfold.fold.wire import Wire
 from fleetfold.ledger import Arrival
-from fleetfold.ports import Objects, read
+from fleetfold.ports import Objects, read_on
 from fleetfold.round.state import Round
 
 OPEN = 256
@@ -27,17 +28,26 @@ GONE = "is no longer the file that was admitted"
 
 @contextmanager
 def opened(
-    objects: Objects, round: Round, arrivals: Sequence[Arrival], weights: Sequence[float], model: Header
-) -> Iterator[tuple[list[Source], Mapping[int, Read]]]:
+    objects: Objects, round: Round, arrivals: Sequence[Arrival], weights: Sequence[float], model: Header,
+    at_once: int = 1,
+) -> Iterator[tuple[list[Source], Mapping[int, Read]]]:  # fmt: skip
     """The arrivals as sources, in their order, and the models that they were trained from, with the round's
-    own, by version. Raises Unfit."""
+    own, by version; `at_once`: so many are opened at a time. Raises Unfit."""
     wires = lru_cache(maxsize=None)(lambda form: Wire(model, form))
     with ExitStack() as stack:
         files = _Files(objects, stack, hold=len(arrivals) <= OPEN)
         versions = {round.base, *(arrival.base for arrival in arrivals)}
         bases = {version: files.model(round.run, version) for version in versions}
-        pairs = zip(arrivals, weights, strict=True)
-        yield [_source(files, arrival, wires(arrival.form), weight) for arrival, weight in pairs], bases
+
+        def source(arrival: Arrival, weight: float) -> Source:
+            return _source(files, arrival, wires(arrival.form), weight)
+
+        if at_once > 1:
+            with ThreadPoolExecutor(at_once) as pool:
+                sources = list(pool.map(source, arrivals, weights))
+        else:
+            sources = list(map(source, arrivals, weights))
+        yield sources, bases
 
 
 def header_of(objects: Objects, key: str) -> Header:
@@ -45,8 +55,9 @@ def header_of(objects: Objects, key: str) -> Header:
     size = objects.size(key)
     if size is None:
         raise KeyError(key)
-    prefix = read(objects, key, 0, min(PREFIX, size))
-    return parse_header(read(objects, key, 0, header_length(prefix, size, HEADER_LIMIT)), size)
+    with closing(objects.open(key)) as reader:
+        length = header_length(read_on(reader, 0, min(PREFIX, size)), size, HEADER_LIMIT)
+        return parse_header(read_on(reader, 0, length), size)
 
 
 class _Files:
