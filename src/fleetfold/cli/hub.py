@@ -47,6 +47,10 @@ def init(
     mqtt_port: Annotated[int, Parameter(help="of the broker")] = 8883,
     door_port: Annotated[int, Parameter(help="of the door for objects, over HTTPS")] = 8443,
     websockets: Annotated[int, Parameter(help="port of the broker for WebSockets; 0: none")] = 0,
+    objects: Annotated[
+        str,
+        Parameter(help="keep models and updates in s3://, gs:// or az://: no byte of them passes the hub"),
+    ] = "",
 ) -> None:
     """Make the hub in `FLEETFOLD_HOME/hub`: its certificate authority, its keys, its ports.
 
@@ -56,12 +60,20 @@ def init(
 
     - `fleetfold hub init --host hub.clinic.example`
     - `fleetfold hub init --host 192.168.1.5 --websockets 443`
+    - `fleetfold hub init --objects s3://my-bucket/fleet`
     """
     installed()
     from fleetfold.hub.authority import Site, create
 
     hosts = dict.fromkeys(host or (socket.gethostname(), "localhost", "127.0.0.1"))
-    site = Site(fleet=fleet, hosts=tuple(hosts), mqtt=mqtt_port, websockets=websockets, door=door_port)
+    site = Site(
+        fleet=fleet,
+        hosts=tuple(hosts),
+        mqtt=mqtt_port,
+        websockets=websockets,
+        door=door_port,
+        objects=objects,
+    )
     folder = wiring.folder(home())
     create(folder, site)
     print(

@@ -14,7 +14,7 @@ import msgspec
 from msgspec.structs import replace
 
 from fleetfold import layout
-from fleetfold.coordinator.folding import Made, fold_round, found, release_of, summary
+from fleetfold.coordinator.folding import HERE, Made, fold_round, found, release_of, summary
 from fleetfold.coordinator.hiding import ENTROPY, Overspent, hide, set_of, spending, stopped, take_up, whole
 from fleetfold.coordinator.intake import Intake, quarantine
 from fleetfold.coordinator.inviting import Way, tasks, ways
@@ -35,6 +35,7 @@ from fleetfold.coordinator.registry import Stopwatch, by_own_clock, teach
 from fleetfold.coordinator.sources import header_of
 from fleetfold.errors import Unavailable
 from fleetfold.fold.gate import largest
+from fleetfold.fold.plan import Site
 from fleetfold.fold.recipe import Unfit
 from fleetfold.ledger import Arrival, Ledger, place
 from fleetfold.messages import Kind, Metrics, Report, Task
@@ -74,16 +75,18 @@ REMEMBERED = 32
 class Coordinator:
     """Drives one run. `clock`: seconds since the epoch. `sole`: nobody else drives it, so what a dead
     one left undone is done at once and not only when its lease is over. `entropy`: so many bytes of chance
-    that nobody can know or draw again, for the noise that hides devices."""
+    that nobody can know or draw again, for the noise that hides devices. `site`: how far off the objects
+    are."""
 
     def __init__(
         self, run: str, ledger: Ledger, objects: Objects, control: Control, alarm: Alarm,
         policies: Policies, clock: Callable[[], float], *, sole: bool = False, test: Test | None = None,
-        stopwatch: Stopwatch = by_own_clock, entropy: Callable[[int], bytes] = os.urandom,
+        stopwatch: Stopwatch = by_own_clock, entropy: Callable[[int], bytes] = os.urandom, site: Site = HERE,
     ) -> None:  # fmt: skip
         self._name, self._ledger, self._objects, self._control = run, ledger, objects, control
         self._alarm, self._policies, self._clock = alarm, policies, clock
         self._sole, self._test, self._stopwatch, self._entropy = sole, test, stopwatch, entropy
+        self._site = site
         self._strangers: dict[str, int] = {}
         self._seats = lru_cache(maxsize=REMEMBERED)(self._load_cohort)
         self._header = lru_cache(maxsize=REMEMBERED)(lambda key: header_of(objects, key))
@@ -313,7 +316,9 @@ class Coordinator:
     def _made(self, round: Round, counted: Sequence[Arrival], settings: Settings) -> Made:
         """The round's model: folded, or with privacy found where a folder before this one finished it."""
         header = self._header(layout.model(round.run, round.base))
-        fold = partial(fold_round, self._objects, round, counted, settings, header, self._policies.fold)
+        fold = partial(
+            fold_round, self._objects, round, counted, settings, header, self._policies.fold, site=self._site
+        )
         if not settings.noise:
             return fold()
         updates = set_of(counted)

@@ -58,6 +58,7 @@ class Site(Struct, frozen=True, kw_only=True):
     mqtt: int = 8883
     websockets: int = 0
     door: int = 8443
+    objects: str = ""  # the store where its runs keep theirs, s3://BUCKET/PREFIX; "": files here, by the door
     listen: str = ""  # the address that all of them are bound to; "": every one of this machine
 
     @property

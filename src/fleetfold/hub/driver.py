@@ -80,7 +80,7 @@ class Hearing:
 class Driver:
     """Raises BadConfig where the run or its app cannot be found. `repeat`: the bus has lost its memory."""
 
-    def __init__(self, place: Place, bus: MqttBus, objects: Objects, stored: Stored) -> None:
+    def __init__(self, place: Place, bus: MqttBus, objects: Objects, stored: Stored, *, away: bool) -> None:
         found = wiring.ledger(place).run(place.run)
         if found is None:
             raise BadConfig(f"run {place.run} was never opened", next="fleetfold run APP --hub")
@@ -91,7 +91,7 @@ class Driver:
         self._scorer = Scorer(app.place, self._log)
         self._control = Hearing(place.run, bus, stored)
         self._coordinator = wiring.coordinator(
-            place, found[0].settings, objects, self._control, time.time, self._scorer.score
+            place, found[0].settings, objects, self._control, time.time, self._scorer.score, away=away
         )
         self._resumed, self._wake = False, 0.0
 

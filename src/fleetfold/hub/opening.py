@@ -13,6 +13,7 @@ from fleetfold.hub.authority import site
 from fleetfold.round.run import Run
 from fleetfold.settings import Settings
 from fleetfold.wiring import hub as wiring
+from fleetfold.wiring import local
 from fleetfold.wiring.local import Place
 
 
@@ -26,7 +27,7 @@ def check(home: Path) -> None:
 def submit(app: App, settings: Settings, model: bytes, place: Place) -> Run:
     """A new run of the hub's, of all the fleet that there is."""
     wiring.attach(place)
-    ledger, objects, records = wiring.ledger(place), wiring.objects(place.home), wiring.records(place.home)
+    ledger, objects, records = wiring.ledger(place), local.objects(place), wiring.records(place.home)
     settings = replace(settings, devices=max(1, len(ledger.fleet())))
     run = open_run(place.run, app.place, settings, model, [], ledger, objects, time.time())
     desk.queue(records, place.run, time.time())

@@ -22,7 +22,7 @@ from fleetfold.errors import BadConfig, FleetfoldError, Unavailable, blame
 from fleetfold.hub import desk
 from fleetfold.hub.authority import site
 from fleetfold.hub.broker import Broker
-from fleetfold.hub.door import Door
+from fleetfold.hub.door import Door, tls
 from fleetfold.hub.driver import Driver, Stored
 from fleetfold.hub.enrol import credential
 from fleetfold.hub.registrar import Registrar
@@ -38,6 +38,8 @@ LOOK = 0.25
 """Seconds between two looks at what other processes have left."""
 GATHER = 0.01
 """Seconds in which more may come before what has come is taken in."""
+SERVER = ("server.pem", "server.key", "ca.pem")
+"""Of the hub's folder: what the door is known by, and whose certificates it takes."""
 Log = Callable[[str], None]
 
 
@@ -49,11 +51,12 @@ class Hub:
         self._home, self._log, folder = home, log, wiring.folder(home)
         self._site, self._records = site(folder), wiring.records(home)
         self._doorkeeper = wiring.records(home)  # the door's thread has its own
-        self._fleet, self._objects = Ledger(self._records), wiring.objects(home)
+        self._fleet = Ledger(self._records)
+        self._objects, store = wiring.objects(home, self._site.objects)
         self._woken, self._stopping = threading.Event(), threading.Event()
         self._base = f"https://{_host(self._site.hosts[0])}:{self._site.door}"
         secret = (folder / "signing.key").read_bytes()
-        self._signer: Signer = HubSigner(secret, self._base, time.time)
+        self._signer: Signer = store or HubSigner(secret, self._base, time.time)
         self._stored = Stored()
         self._broker = None if broker else Broker(folder, self._records)
         own = f"mqtts://{self._site.listen or '127.0.0.1'}:{self._site.mqtt}"
@@ -61,7 +64,7 @@ class Hub:
             folder, broker or own, self._site.fleet, self._signer, log, self._woken.set
         )
         self._door = Door(
-            wiring.files(home), wiring.server_context(folder), secret, self._current, self._arrived,
+            wiring.files(home), tls(*(folder / name for name in SERVER)), secret, self._current, self._arrived,
             log, time.time, host=self._site.listen, port=self._site.door,
         )  # fmt: skip
         self._registrar = Registrar(self._fleet)
@@ -158,7 +161,9 @@ class Hub:
             if self._driver is None:
                 self._log(f"run {queue[0]} goes on")
                 place = Place(self._home, queue[0])
-                self._driver = Driver(place, self._bus, self._objects, self._stored)
+                self._driver = Driver(
+                    place, self._bus, self._objects, self._stored, away=bool(self._site.objects)
+                )
             wake = self._driver.step()
         except BadConfig as error:
             self._fail(queue[0], error.sentence)

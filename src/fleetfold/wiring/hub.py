@@ -20,6 +20,7 @@ from fleetfold.adapters.parted import Parted
 from fleetfold.adapters.sqlite import SqliteRecords
 from fleetfold.coordinator import Coordinator
 from fleetfold.coordinator.coordinator import Test
+from fleetfold.coordinator.folding import AWAY, HERE
 from fleetfold.coordinator.policy import policies
 from fleetfold.ledger import Ledger
 from fleetfold.messages import Command
@@ -42,9 +43,15 @@ def files(home: Path) -> FileObjects:
     return FileObjects(home, durable=True)
 
 
-def objects(home: Path) -> Objects:
-    """Where the hub's runs keep their objects."""
-    return faulty("coordinator", Parted(files(home)))
+def objects(home: Path, url: str) -> tuple[Objects, Signer | None]:
+    """Where the hub's runs keep their objects, and what signs addresses of a store at `url`; "": here, and
+    the door's own signer does. Raises BadConfig or Unavailable."""
+    if not url:
+        return faulty("coordinator", Parted(files(home))), None
+    from fleetfold.adapters.stores import open_store  # with what it brings: for whoever has a store
+
+    store = open_store(url)
+    return faulty("coordinator", Parted(store)), store
 
 
 def attach(place: Place) -> None:
@@ -75,15 +82,6 @@ def bus(
     return connection, MqttBus(connection, fleet, signer, local.clock, log, woken)
 
 
-def server_context(folder: Path) -> ssl.SSLContext:
-    """TLS for those who have a certificate of this fleet's authority, and for nobody else."""
-    made = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(folder / "ca.pem"))
-    made.minimum_version = ssl.TLSVersion.TLSv1_2
-    made.verify_mode = ssl.CERT_REQUIRED
-    made.load_cert_chain(folder / "server.pem", folder / "server.key")
-    return made
-
-
 def signed(command: Command, signer: Signer) -> Command:
     """The command with addresses instead of keys."""
     model, upload = command.model, command.upload
@@ -96,10 +94,10 @@ def signed(command: Command, signer: Signer) -> Command:
 
 def coordinator(
     place: Place, settings: Settings, objects: Objects, control: Control, clock: Callable[[], float],
-    test: Test,
+    test: Test, *, away: bool,
 ) -> Coordinator:  # fmt: skip
-    """Of a run that this hub alone drives."""
+    """Of a run that this hub alone drives; `away`: its objects are in a store."""
     return Coordinator(
         place.run, ledger(place), objects, faulty("coordinator", control), NoAlarm(), policies(settings),
-        clock, sole=True, test=test,
+        clock, sole=True, test=test, site=AWAY if away else HERE,
     )  # fmt: skip

@@ -10,11 +10,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import msgspec
 from msgspec import Struct
 
 from fleetfold import layout
 from fleetfold.adapters.memory import MemoryBus, MemoryObjects, MemoryRecords, NoAlarm
 from fleetfold.adapters.objects import FileObjects
+from fleetfold.adapters.parted import Parted
 from fleetfold.adapters.routed import Routed
 from fleetfold.adapters.sqlite import SqliteBus, SqliteLink, SqliteRecords
 from fleetfold.adapters.transfer import ObjectTransfer
@@ -76,7 +78,24 @@ def ledger(place: Place, *, durable: bool = False) -> Ledger:
 
 
 def objects(place: Place, *, durable: bool = False) -> Objects:
-    return faulty("coordinator", FileObjects(place.home, durable=durable))
+    """Of a run here, or of one of the hub's, whose objects may be in a store."""
+    if url := _Store.of(place).objects:
+        from fleetfold.adapters.stores import open_store
+
+        return Parted(open_store(url))
+    files = FileObjects(place.home, durable=durable)
+    return faulty("coordinator", Parted(files) if is_hubs(place) else files)
+
+
+class _Store(Struct):
+    """What is to be known here of a hub: where its runs keep their objects; "": as others do."""
+
+    objects: str = ""
+
+    @classmethod
+    def of(cls, place: Place) -> "_Store":
+        path = place.folder / SITE
+        return msgspec.json.decode(path.read_bytes(), type=cls) if path.exists() else cls()
 
 
 def control(place: Place, *, durable: bool = False) -> Control:
