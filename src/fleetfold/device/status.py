@@ -8,7 +8,6 @@ Times in the file are seconds since the boot: a clock that jumps changes no age.
 import os
 import ssl
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -70,17 +69,16 @@ def born(pid: int) -> str:
 
 
 class Ledge:
-    """Where the supervisor leaves its state: written when it has changed, once a second at most."""
+    """Where the supervisor leaves its state, whenever it has changed."""
 
-    def __init__(self, home: Home, timer: Callable[[], float]) -> None:
-        self._home, self._timer = home, timer
-        self._last, self._at = b"", float("-inf")
+    def __init__(self, home: Home) -> None:
+        self._home, self._last = home, b""
 
     def leave(self, state: State) -> None:
         text = msgspec.json.encode(state)
-        if text != self._last and self._timer() - self._at >= 1.0:
+        if text != self._last:
             replace_file(self._home.state, text, durable=False)
-            self._last, self._at = text, self._timer()
+            self._last = text
 
 
 def load(home: Home) -> State | None:

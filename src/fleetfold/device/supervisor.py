@@ -20,7 +20,7 @@ from fleetfold.device import own
 from fleetfold.device.budget import Budget
 from fleetfold.device.child import Child
 from fleetfold.device.errands import Errands, answer
-from fleetfold.device.guard import RECHECK, Guard
+from fleetfold.device.guard import EAGER, Guard
 from fleetfold.device.hand import Hand, report, same, unable
 from fleetfold.device.lines import (
     Answered,
@@ -68,7 +68,7 @@ class Supervisor:
         orders = Orders(str(home.path), bundle.device, terms, life, transfer)
         self._child = Child(orders, link.ask, link.wake)
         self._guard = Guard(terms, timer, self._child.cpu)
-        self._herald, self._ledge = Herald(link.say, timer), Ledge(home, timer)
+        self._herald, self._ledge = Herald(link.say, timer), Ledge(home)
         self._hand: Hand | None = None
         self._errands = Errands()
         self._at_work: Hand | Command | None = None
@@ -100,7 +100,7 @@ class Supervisor:
         try:
             while not stop.is_set():
                 self.turn()
-                self._link.wait(BUSY if self._at_work else RECHECK if self._hand else CALM)
+                self._link.wait(BUSY if self._at_work else EAGER if self._hand else CALM)
         finally:
             self._leave()
 
@@ -238,7 +238,7 @@ class Supervisor:
         hand = self._hand
         if hand is None:
             return
-        waits = self._guard.waits()
+        waits = self._guard.waits(EAGER)
         if waits:
             failing = ", ".join(c.name for c in self._guard.conditions if not c.holds)
             if failing != hand.waits:
