@@ -39,7 +39,9 @@ def main(arguments: Sequence[str]) -> None:
     """Run the command and leave with its exit code."""
     debug = "--debug" in arguments
     try:
-        given = _parser().parse_args([word for word in arguments if word != "--debug"])
+        given, unknown = _parser().parse_known_args([word for word in arguments if word != "--debug"])
+        if unknown:
+            raise BadConfig(f"{given.called} does not know {unknown[0]!r}", next=f"{given.called} --help")
         sys.exit(given.command(given))
     except KeyboardInterrupt:
         sys.exit(130)
@@ -210,5 +212,5 @@ def _command(commands: Any, name: str, command: Any, help: str, *examples: str) 
     made: argparse.ArgumentParser = commands.add_parser(
         name, help=help, description=help, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.set_defaults(command=command)
+    made.set_defaults(command=command, called=made.prog)
     return made
