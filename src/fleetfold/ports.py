@@ -107,7 +107,7 @@ class Link(Protocol):
 class Transfer(Protocol):
     """The device's way to objects. A task's addresses are opaque: keys here, signed URLs over a network."""
 
-    def fetch(self, task: Task) -> bytes:
+    def fetch(self, task: Task) -> bytes | memoryview:
         """The task's model. What it brings may be anything: whoever asks compares the digest."""
 
     def deliver(self, task: Task, update: bytes) -> None:

@@ -160,6 +160,14 @@ class SimTransfer(ObjectTransfer):
             cached.write_bytes(data)
         return data
 
+    def take(self, address: str, digest: str, size: int) -> bytes:
+        self._open()
+        return fetch(self._objects, address)
+
+    def put(self, address: str, data: memoryview) -> None:
+        self._open()
+        self._objects.put(address, [data])
+
     def deliver(self, task: Task, update: bytes) -> None:
         spooled = self._spooled(task)
         spooled.parent.mkdir(exist_ok=True)
@@ -190,6 +198,10 @@ class SimTransfer(ObjectTransfer):
 
 
 def transfer(
-    home: Path, ask: Callable[[Ask], Grant], spent: Callable[[int, int], None], progress: Callable[..., None]
+    home: Path,
+    ask: Callable[[Ask], Grant],
+    wait: Callable[[int], None],
+    spent: Callable[[int, int], None],
+    progress: Callable[..., None],
 ) -> SimTransfer:
     return SimTransfer(home, spent)

@@ -49,7 +49,7 @@ class Models:
     def __init__(self) -> None:
         self._digest, self._model = "", Model(Tensors(), Header((), 0, 0))
 
-    def get(self, digest: str, fetch: Callable[[], bytes]) -> "Model":
+    def get(self, digest: str, fetch: Callable[[], bytes | memoryview]) -> "Model":
         """The model with that sha256. Raises Unavailable if what `fetch` brings is another."""
         if digest != self._digest:
             data = fetch()
@@ -92,7 +92,7 @@ class Agent:
             self._journal.settle(task, report)
         self._link.report(report)
 
-    def score(self, model: bytes, settings: Mapping[str, Any]) -> Evaluation | None:
+    def score(self, model: bytes | memoryview, settings: Mapping[str, Any]) -> Evaluation | None:
         """That model, on the device's own data, outside of any round. None: nothing to score it on."""
         work = Work(device=self._device, round=0, seed=0, settings=settings)
         return self._evaluate(views(model, header_in(model)), work)
@@ -124,7 +124,7 @@ class Agent:
     def _work(self, task: Task) -> tuple[bytes, Timings]:
         """The update file, and how long its making took."""
         work = Work(device=self._device, round=task.round, seed=task.seed, settings=task.settings)
-        fetch: Callable[[], bytes] = lambda: self._transfer.fetch(task)  # noqa: E731
+        fetch = lambda: self._transfer.fetch(task)  # noqa: E731
         download, model = self._timed(lambda: self._models.get(task.digest, fetch))
         evaluation: Evaluation | None = None
         start = self._timer()

@@ -6,6 +6,7 @@ with exit code 2 (the user's) or 1 (the wire's); `--debug` shows the traceback.
 
 import argparse
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -147,7 +148,8 @@ def agent_status(given: argparse.Namespace) -> int:
         print(msgspec.json.encode(found).decode())
         return 0
     chosen = terms.resolve({str(home.settings): terms.kept(home), "environment": terms.from_environment()})
-    print(status.screen(home, mine, chosen, state, time.monotonic()))
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
+    print(status.screen(home, mine, chosen, state, time.monotonic(), width))
     return 0
 
 

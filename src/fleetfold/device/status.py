@@ -7,6 +7,7 @@ Times in the file are seconds since the boot: a clock that jumps changes no age.
 
 import os
 import ssl
+import textwrap
 import time
 from pathlib import Path
 
@@ -108,7 +109,9 @@ def identity(certificate: str) -> tuple[str, str]:
     return last(b"\x55\x04\x03"), last(b"\x55\x04\x05")
 
 
-def screen(home: Home, bundle: Bundle, terms: Terms, state: State | None, now: float) -> str:
+def screen(
+    home: Home, bundle: Bundle, terms: Terms, state: State | None, now: float, width: int = 10_000
+) -> str:
     """now: seconds since the boot."""
     alive = state is not None and running(state)
     lines = [_who(home, bundle, state if alive else None, now)]
@@ -123,7 +126,11 @@ def screen(home: Home, bundle: Bundle, terms: Terms, state: State | None, now: f
     lines.append(_line("identity", f"{name or '?'}, credential {id or '?'}"))
     lines.append(_line("app", terms.app or "none: fleetfold join --app FOLDER"))
     lines.append(_line("home", str(home.path)))
-    return "\n".join(lines)
+    return "\n".join(_wrapped(line, width) for line in lines)
+
+
+def _wrapped(line: str, width: int) -> str:
+    return "\n".join(textwrap.wrap(line, width, subsequent_indent=" " * 13)) if len(line) > width else line
 
 
 def _who(home: Home, bundle: Bundle, state: State | None, now: float) -> str:

@@ -112,7 +112,7 @@ class _Simulated:
             return None
         return self._trainer.evaluate(model, work)  # type: ignore[attr-defined, no-any-return]
 
-    def fetch(self, task: Task) -> bytes:
+    def fetch(self, task: Task) -> bytes | memoryview:
         data = self._transfer.fetch(task)
         self._now += len(data) / (self._kind.down * MEGABIT)
         return data

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fleetfold.adapters.sqlite import SqliteRecords
 from fleetfold.bundle import Bundle
@@ -25,6 +25,15 @@ TRANSFER = "fleetfold.wiring.device:transfer"
 """module:name of what makes a device's way to its fleet, and to objects: its own process makes it there."""
 
 
+class Way(Transfer, Protocol):
+    """A device's way to objects, also outside of any round."""
+
+    def take(self, address: str, digest: str, size: int) -> bytes | memoryview:
+        """The model of that digest."""
+
+    def put(self, address: str, data: memoryview) -> None: ...
+
+
 def link(bundle: Bundle) -> Any:
     """The device's end of the bus."""
     raise NotImplementedError
@@ -33,9 +42,10 @@ def link(bundle: Bundle) -> Any:
 def transfer(
     home: Path,
     ask: Callable[[Ask], Grant],
+    wait: Callable[[int], None],
     spent: Callable[[int, int], None],
     progress: Callable[[str, int, int], None],
-) -> Transfer:
+) -> Way:
     """The device's way to objects, over signed addresses."""
     raise NotImplementedError
 
@@ -44,8 +54,8 @@ def link_by(reference: str, bundle: Bundle) -> Any:
     return faulty("agent", _named(reference)(bundle))
 
 
-def transfer_by(reference: str, *doors: Any) -> Transfer:
-    made: Transfer = faulty("worker", _named(reference)(*doors))
+def transfer_by(reference: str, *doors: Any) -> Way:
+    made: Way = faulty("worker", _named(reference)(*doors))
     return made
 
 
@@ -67,7 +77,7 @@ def alone(home: Path) -> Iterator[None]:
         yield
 
 
-def replace_file(place: Path, data: bytes, *, durable: bool = True) -> None:
+def replace_file(place: Path, data: bytes | memoryview, *, durable: bool = True) -> None:
     """Write a file whole or not at all. Raises Unavailable."""
     staged = place.with_name(f".{place.name}")  # one process at a time writes in a device's home
     try:
