@@ -8,12 +8,12 @@ that is told nowhere is an error.
 
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import msgspec
-from cyclopts import Parameter
+from cyclopts import App, Parameter
 
 from fleetfold import messages, settings
 from fleetfold.cli.main import app
@@ -103,6 +103,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "arrived": "rounds that it contributed to",
         "failures": "rounds that it missed, failed or was refused in",
         "last_round": "the newest round that it was invited to",
+        "says": "of a fleet elsewhere: what it said of itself last (protocol.md, `Presence`)",
     },
 }
 
@@ -137,16 +138,28 @@ def bounds(meta: msgspec.Meta) -> str:
 
 
 def commands() -> str:
-    return "\n\n".join(command(app[name].default_command) for name in app if not name.startswith("-"))
+    return "\n\n".join(told(app, "fleetfold"))
 
 
-def command(function: Any) -> str:
+def told(group: App, called: str) -> Iterator[str]:
+    """Each command of a group, then those of the groups in it."""
+    for name in group:
+        if not name.startswith("-"):
+            if group[name].default_command:
+                yield command(f"{called} {name}", group[name].default_command)
+            yield from told(group[name], f"{called} {name}")
+
+
+def command(called: str, function: Any) -> str:
     """A command's usage line, what it does, and its options; settings are told in their own table."""
-    usage, rows, settings_too = [f"fleetfold {function.__name__}"], [], False
+    usage, rows, settings_too = [called], [], False
     hints = get_type_hints(function, include_extras=True)
     for name, parameter in inspect.signature(function).parameters.items():
         if name == "flags":
             settings_too = True
+            continue
+        if parameter.kind is parameter.VAR_POSITIONAL:
+            usage.append(f"{name.upper()}...")
             continue
         flag, told = option(name, hints[name])
         if parameter.kind is parameter.POSITIONAL_ONLY:

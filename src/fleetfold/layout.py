@@ -84,6 +84,26 @@ def number_of(update: str) -> int:
     return int(round_of(update).rpartition("/")[2].partition("-")[0])
 
 
+PART = 32 << 20
+"""Bytes of each part of an update that is larger than that, but the last."""
+_PART = re.compile(r"(.+)\.parts/([0-9]{4})-of-([0-9]{4})", re.DOTALL)
+
+
+def parts(key: str) -> str:
+    return f"{key}.parts/"
+
+
+def part(key: str, number: int, total: int) -> str:
+    """The key of part `number`, from 0 on, of an object that is delivered in `total` parts."""
+    return f"{parts(key)}{number:04}-of-{total:04}"
+
+
+def part_of(key: str) -> tuple[str, int, int] | None:
+    """(whole object's key, number, total) of a part's key; None if it is none."""
+    found = _PART.fullmatch(key)
+    return (found[1], int(found[2]), int(found[3])) if found else None
+
+
 def quarantine(round: str, device: str) -> str:
     return f"{round}/quarantine/{device}.json"
 

@@ -118,10 +118,19 @@ class Ledger:
         """The registry, by name."""
         return [_DEVICE.decode(record.value) for _, record in self._records.scan(layout.FLEET)]
 
+    def devices(self, names: Iterable[str]) -> list[Device]:
+        """Entries of the registry, of those of `names` that are in it."""
+        found = (self._records.get(layout.device(name)) for name in dict.fromkeys(names))
+        return [_DEVICE.decode(record.value) for record in found if record is not None]
+
     def enlist(self, names: Sequence[str]) -> None:
         """Put devices into the registry; who is there already stays as it is."""
         known = {device.name for device in self.fleet()}
         self.save_devices([Device(name=name) for name in names if name not in known])
+
+    def register(self, device: Device) -> None:
+        """Put one device into the registry; if it is there already it stays as it is."""
+        self._records.swap(layout.device(device.name), encode(device), expect=0)
 
     def save_devices(self, devices: Iterable[Device]) -> None:
         self._records.put_many([(layout.device(d.name), encode(d)) for d in devices])

@@ -111,10 +111,12 @@ class Transfer(Protocol):
         """The task's model. What it brings may be anything: whoever asks compares the digest."""
 
     def deliver(self, task: Task, update: bytes) -> None:
-        """Make the update durable; from here on it is finished and is never trained again."""
+        """Make the update durable; from here on it is finished and is never trained again. Raises BadUpdate
+        where it is not wanted (any more)."""
 
     def delivered(self, task: Task) -> bool:
-        """Whether the task's update is finished; what is left of its way is gone now."""
+        """Whether the task's update is finished; what is left of its way is gone now. Raises BadUpdate as
+        `deliver` does."""
 
 
 class Signer(Protocol):

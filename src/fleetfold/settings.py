@@ -36,6 +36,15 @@ class Settings(Struct, frozen=True, kw_only=True):
     select: Annotated[
         str, Meta(description="who is invited: turnaround, fastest, all, random, recent, module:name")
     ] = "turnaround"
+    where: Annotated[
+        str, Meta(description='only devices of which this is true: battery > 0.3 and link != "metered"')
+    ] = ""
+    available: Annotated[
+        int, Meta(description="devices that have to be there before a round is opened", ge=1)
+    ] = 1
+    offline: Annotated[
+        bool, Meta(description="on a hub: also invite devices that are off; they find the task later")
+    ] = False
     turnaround_decay: Annotated[
         float, Meta(description="share of the old average kept at each timing", ge=0, lt=1)
     ] = 0.8

@@ -3,6 +3,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from fleetfold.adapters import objects as module
 from fleetfold.adapters.objects import FileObjects
 from fleetfold.adapters.sqlite import SqliteBus, SqliteLink, SqliteRecords
 from fleetfold.errors import Unavailable
-from fleetfold.ports import Control, Link, Objects, Records
+from fleetfold.ports import Control, Link, Objects, Records, fetch
 from tests.contract.bus import BusContract
 from tests.contract.objects import ObjectsContract
 from tests.contract.records import RecordsContract
@@ -31,7 +32,7 @@ class TestFileObjects(ObjectsContract):
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         order: list[str] = []
-        flush, sync, rename = module._flush, os.fsync, os.replace
+        flush, sync, rename = module.flush, os.fsync, os.replace
 
         def noted_flush(path: Path) -> None:
             order.append(f"sync {path.name[:1]}")
@@ -45,7 +46,7 @@ class TestFileObjects(ObjectsContract):
             rename(old, new)
             order.append("name")
 
-        monkeypatch.setattr(module, "_flush", noted_flush)
+        monkeypatch.setattr(module, "flush", noted_flush)
         monkeypatch.setattr(module.os, "fsync", noted_sync)
         monkeypatch.setattr(module.os, "replace", noted_rename)
         FileObjects(tmp_path / "o", durable=True).put("k/x", [b"bytes"])
@@ -63,6 +64,43 @@ class TestFileObjects(ObjectsContract):
             (tmp_path / "staging" / f"{pid}-x").write_bytes(b"half")
         FileObjects(tmp_path)
         assert [p.name for p in (tmp_path / "staging").iterdir()] == [f"{os.getpid()}-x"]
+
+    def test_of_many_who_write_an_object_first_one_does_and_it_stays(self, objects: FileObjects) -> None:
+        start = threading.Barrier(8)
+
+        def write(k: int) -> bool:
+            with objects.writing("p/x") as writing:
+                writing.write(b"written by ")
+                writing.write(b"%d" % k)
+                start.wait()
+                return writing.finish_first()
+
+        with ThreadPoolExecutor(8) as pool:
+            won = list(pool.map(write, range(8)))
+        assert won.count(True) == 1
+        assert fetch(objects, "p/x") == b"written by %d" % won.index(True)
+        assert objects.list("staging/") == []
+
+    def test_what_was_not_finished_was_never_there(self, objects: FileObjects) -> None:
+        with objects.writing("p/x") as writing:
+            writing.write(b"half")
+        assert objects.size("p/x") is None
+        assert objects.list("staging/") == []
+
+    @pytest.mark.parametrize("taken", [False, True])
+    def test_who_is_told_that_an_object_is_there_may_cut_the_power(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, taken: bool
+    ) -> None:
+        """Also who came second: the first may not have got so far yet."""
+        if taken:
+            FileObjects(tmp_path / "o").put("k/x", [b"bytes"])
+        flushed: list[str] = []
+        flush = module.flush
+        monkeypatch.setattr(module, "flush", lambda path: (flushed.append(path.name), flush(path)))
+        with FileObjects(tmp_path / "o", durable=True).writing("k/x") as writing:
+            writing.write(b"bytes")
+            assert writing.finish_first() is not taken
+        assert flushed == ["k", "o"]
 
     def test_a_full_disk_says_so(self, tmp_path: Path) -> None:
         if not Path("/dev/full").exists():

@@ -4,10 +4,13 @@ import pytest
 
 from fleetfold import Trained, Work
 from fleetfold.adapters.faults import Faults, simulated_death
+from fleetfold.adapters.transfer import ObjectTransfer
+from fleetfold.agent.journal import Journal
 from fleetfold.agent.loop import Agent
+from fleetfold.errors import BadUpdate
 from fleetfold.fold.tensors import Tensors
 from fleetfold.messages import Report, Task
-from fleetfold.ports import pause
+from fleetfold.ports import Objects, pause
 from tests.world import Walk, World
 
 
@@ -100,6 +103,34 @@ def test_a_message_of_another_version_or_for_another_device_is_ignored() -> None
     agent(world).handle(Task(**{**fields, "v": 99}))
     agent(world).handle(Task(**{**fields, "device": "d1"}))
     assert reports(world) == []
+
+
+class Over(ObjectTransfer):
+    """A hub that wants no update of that round any more, `at` the step at which it says so."""
+
+    def __init__(self, objects: Objects, at: str) -> None:
+        super().__init__(objects)
+        self.at = at
+
+    def deliver(self, task: Task, update: bytes) -> None:
+        if self.at == "deliver":
+            raise BadUpdate("round 1 is over")
+        super().deliver(task, update)
+
+    def delivered(self, task: Task) -> bool:
+        if self.at == "delivered":
+            raise BadUpdate("round 1 is over")
+        return super().delivered(task)
+
+
+@pytest.mark.parametrize("at", ["deliver", "delivered"])
+def test_a_round_that_is_over_before_its_update_is_delivered_is_answered_with_the_reason(at: str) -> None:
+    world, task = invited(Walk())
+    journal = Journal(world.journals, "d0", "life")
+    link = world.bus.link(["d0"])
+    for _ in range(2):
+        Agent(world.devices[0], Walk(), journal, Over(world.objects, at), link, lambda: 0.0).handle(task)
+    assert [(r.state, r.reason) for r in reports(world)] == [("refused", "round 1 is over")] * 2
 
 
 def test_pauses_double_up_to_the_longest_and_are_spread_by_chance() -> None:

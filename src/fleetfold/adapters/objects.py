@@ -5,15 +5,17 @@ and the name); True, a power cut as well (bytes are synced before they get their
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
+from types import TracebackType
 from uuid import uuid4
 
 import obstore
 from obstore.exceptions import BaseError
 from obstore.store import LocalStore
 
+from fleetfold.adapters.disk import flush
 from fleetfold.errors import Unavailable
 
 STAGING = "staging"
@@ -33,32 +35,25 @@ class FileObjects:
             raise _unavailable(error, str(root)) from error
 
     def put(self, key: str, data: Iterable[bytes | memoryview]) -> int:
-        # Under another name until all of it is there: a reader finds all or nothing.
-        written, place = f"{self._staging}/{os.getpid()}-{uuid4().hex}", self._place(key)
-        size = 0
+        with self.writing(key) as writing:
+            for part in data:
+                writing.write(part)
+            writing.finish()
+        return writing.size
+
+    def writing(self, key: str) -> "Writing":
+        """A new object, for a caller who gets its bytes little by little."""
+        staged = f"{self._staging}/{os.getpid()}-{uuid4().hex}"
+        named = (lambda: self._sync_folders(key)) if self._durable else None
+        return Writing(key, staged, self._place(key), named)
+
+    def secure(self, key: str) -> None:
+        """Whoever wrote this object may have died between giving it its name and making that durable."""
         try:
-            file = os.open(written, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-            try:
-                for part in data:
-                    size += _write(file, part)
-                if self._durable:
-                    os.fsync(file)
-            finally:
-                os.close(file)
-            try:
-                os.replace(written, place)
-            except FileNotFoundError:
-                os.makedirs(os.path.dirname(place), exist_ok=True)
-                os.replace(written, place)
             if self._durable:
                 self._sync_folders(key)
-        except BaseException as error:
-            with suppress(OSError):
-                os.unlink(written)
-            if isinstance(error, OSError):
-                raise _unavailable(error, key) from error
-            raise
-        return size
+        except OSError as error:
+            raise _unavailable(error, key) from error
 
     def open(self, key: str) -> "_File":
         try:
@@ -90,12 +85,78 @@ class FileObjects:
 
     def _sync_folders(self, key: str) -> None:
         """The folder that names the object, and those above it that are new to this process."""
-        folder = (self._root / key).parent
-        _flush(folder)
+        folder, fresh = (self._root / key).parent, []
+        flush(folder)
         while folder not in self._synced:
-            self._synced.add(folder)
+            fresh.append(folder)
             folder = folder.parent
-            _flush(folder)  # it names the one below
+            flush(folder)  # it names the one below
+        self._synced.update(fresh)  # only now: another thread must not believe it any sooner
+
+
+class Writing:
+    """An object on its way: under another name until all of it is there, so that a reader finds all or
+    nothing, and gone if it is left before it has its own. `named`: makes names durable; None: need not be."""
+
+    def __init__(self, key: str, staged: str, place: str, named: Callable[[], None] | None) -> None:
+        self.size = 0
+        self._key, self._staged, self._place, self._named = key, staged, place, named
+        try:
+            self._file: int | None = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        except OSError as error:
+            raise _unavailable(error, key) from error
+
+    def __enter__(self) -> "Writing":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def write(self, part: bytes | bytearray | memoryview) -> None:
+        assert self._file is not None
+        try:
+            self.size += _write(self._file, part)
+        except OSError as error:
+            raise _unavailable(error, self._key) from error
+
+    def finish(self) -> None:
+        """Give it its name, whoever had it before."""
+        self._finish(_replace)
+
+    def finish_first(self) -> bool:
+        """Give it its name, unless that is taken: of many who try, one wins. → whether this one did. Either
+        way there is an object of that name on return, durably."""
+        return self._finish(_link)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._shut(self._file)
+        if self._staged:
+            with suppress(OSError):
+                os.unlink(self._staged)
+
+    def _shut(self, file: int) -> None:
+        self._file = None
+        os.close(file)
+
+    def _finish(self, name: Callable[[str, str], bool]) -> bool:
+        assert self._file is not None
+        try:
+            if self._named:
+                os.fsync(self._file)
+            self._shut(self._file)  # before it has a name: some disks tell only here that they are full
+            try:
+                won = name(self._staged, self._place)
+            except FileNotFoundError:
+                os.makedirs(os.path.dirname(self._place), exist_ok=True)
+                won = name(self._staged, self._place)
+            if self._named:
+                self._named()
+        except OSError as error:
+            raise _unavailable(error, self._key) from error
+        return won
 
 
 class _File:
@@ -118,7 +179,20 @@ class _File:
         os.close(self._handle)
 
 
-def _write(file: int, part: bytes | memoryview) -> int:
+def _replace(staged: str, place: str) -> bool:
+    os.replace(staged, place)
+    return True
+
+
+def _link(staged: str, place: str) -> bool:
+    try:
+        os.link(staged, place)
+    except FileExistsError:
+        return False
+    return True
+
+
+def _write(file: int, part: bytes | bytearray | memoryview) -> int:
     rest = memoryview(part).cast("B")
     while rest:
         rest = rest[os.write(file, rest) :]
@@ -132,14 +206,6 @@ def _sweep(staging: str) -> None:
         if writer.isdigit() and not os.path.exists(f"/proc/{writer}") and os.path.exists("/proc/self"):
             with suppress(OSError):
                 os.unlink(f"{staging}/{name}")
-
-
-def _flush(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _unavailable(error: Exception, place: str) -> Unavailable:

@@ -91,7 +91,7 @@ class Board:
     def _table(self, run: Run, ready: int) -> Group:
         room = max(3, self._console.size.height - 6)
         if not self._rows:
-            return Group(Text(f"starting workers: {ready} ready"))
+            return Group(Text(run.reason or f"starting workers: {ready} ready"))
         table = rounds_table(list(self._rows.values())[-room:], self._console.width)
         return Group(table, self._status(run))
 

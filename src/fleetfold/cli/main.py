@@ -14,6 +14,7 @@ from rich.markup import escape
 from fleetfold import __version__
 from fleetfold.cli.demo import demo
 from fleetfold.cli.export import export
+from fleetfold.cli.hub import enroll, hub, revoke
 from fleetfold.cli.init import init
 from fleetfold.cli.plan import plan
 from fleetfold.cli.run import run
@@ -32,7 +33,7 @@ app = App(
     version_flags=["--version"],
     help_format="markdown",
 )
-for command in (demo, init, run, sim, runs, show, devices, export, split, plan):
+for command in (demo, init, run, sim, runs, show, devices, export, split, plan, hub, enroll, revoke):
     app.command(command)
 
 

@@ -1,13 +1,16 @@
 """fleetfold run: train an app over devices on this machine, or go on where a run stood."""
 
 import sys
+import time
 from collections.abc import Callable
 from typing import Annotated, Any
 
 from cyclopts import Parameter
+from msgspec.structs import replace
 
 from fleetfold.agent.app import App, find_app
-from fleetfold.cli.board import Board, number, terminal
+from fleetfold.cli.board import EVERY, Board, number, terminal
+from fleetfold.cli.hub import installed
 from fleetfold.cli.places import existing, shown
 from fleetfold.cli.settings import Flags, explained, settings_of
 from fleetfold.errors import BadConfig, Unavailable, typed
@@ -23,6 +26,10 @@ def run(
     app: str | None = None,
     /,
     *,
+    hub: Annotated[
+        bool, Parameter(help="on the devices of the hub in FLEETFOLD_HOME, which drives it", negative="")
+    ] = False,
+    detach: Annotated[bool, Parameter(help="with --hub: do not watch it", negative="")] = False,
     resume: Annotated[str | None, Parameter(help="go on with this run, or the `latest`")] = None,
     json: Annotated[
         bool, Parameter(help="print one JSON object a round instead of the table", negative="")
@@ -32,7 +39,8 @@ def run(
     ] = False,
     flags: Flags = Flags(),  # noqa: B008 - a dataclass of None, made once
 ) -> int:
-    """Train APP over simulated devices on this machine; every device keeps its data to itself.
+    """Train APP over simulated devices on this machine, or with --hub over those of a hub; every device keeps
+    its data to itself.
 
     APP is a folder with an app.py, a .py file, or module:name. The run lives in
     `FLEETFOLD_HOME/runs/NAME` (default: `.fleetfold` in the current folder), and survives kill -9 of any
@@ -44,6 +52,7 @@ def run(
     - `fleetfold run my-app --devices 40 --cohort 10 --rounds 50 --deadline 30s`
     - `fleetfold run my-app --select all --quorum 0.8 --json`
     - `fleetfold run --resume latest --rounds 60`
+    - `fleetfold run my-app --hub --cohort 20 --where 'battery > 0.5' --rounds 50`
     - `fleetfold run my-app --explain`
     """
     if resume is not None:
@@ -57,7 +66,7 @@ def run(
     if explain:
         terminal().print(explained(settings, places))
         return 0
-    return started(found, settings, json)
+    return on_hub(found, settings, json, detach) if hub else started(found, settings, json)
 
 
 def _resume(name: str, app: str | None, flags: Any, json: bool) -> int:
@@ -71,6 +80,10 @@ def _resume(name: str, app: str | None, flags: Any, json: bool) -> int:
             next=f"fleetfold run --resume {place.run}",
         )
     found: App | None = find_app(app) if app else None
+    if wiring.is_hubs(place):
+        raise BadConfig(
+            f"run {place.run} is the hub's: it goes on by itself", next=f"fleetfold show {place.run}"
+        )
     wanted = settings_of(App("", "", "/"), Flags(rounds=rounds))[0].rounds if rounds else None
     return driven(place, json, lambda watch: local_run.resume(place, found, wanted, watch))
 
@@ -82,8 +95,34 @@ def started(app: App, settings: Settings, json: bool) -> int:
     return driven(place, json, lambda watch: local_run.start(prepared, place, watch))
 
 
-def driven(place: Place, json: bool, drive: Callable[[Watch], Run]) -> int:
-    """Watch a run to its end and conclude; or to a Ctrl-C, and say how it goes on. → exit code."""
+def on_hub(app: App, settings: Settings, json: bool, detach: bool) -> int:
+    """Prepare, give it to the hub, and watch; leaving off to watch changes nothing. → exit code."""
+    installed()
+    from fleetfold.hub import opening
+
+    opening.check(wiring.home())
+    prepared = local_run.prepare(app, settings)
+    place = local_run.new_place(wiring.home(), app.name)
+    run = opening.submit(app, settings, prepared.model, place)
+    if detach:
+        print(f"{place.run} is in the hub's queue\n  next: {typed(f'fleetfold show {place.run}')}")
+        return 0
+
+    def watch_it(watch: Watch) -> Run:
+        ledger, found = wiring.ledger(place), run
+        while found.state is RunState.RUNNING:
+            standing = "" if found.reason else opening.standing(place.home)
+            watch(replace(found, reason=standing) if standing else found, 0)
+            time.sleep(EVERY)
+            found, _ = ledger.run(place.run) or (found, 0)
+        watch(found, 0)
+        return found
+
+    return driven(place, json, watch_it, f"fleetfold show {place.run}; the hub goes on with it")
+
+
+def driven(place: Place, json: bool, drive: Callable[[Watch], Run], then: str = "") -> int:
+    """Watch a run to its end and conclude; or to a Ctrl-C, and say how it goes on (`then`). → exit code."""
     console = terminal()
     style = "json" if json else "table" if console.is_terminal else "lines"
     try:
@@ -91,7 +130,7 @@ def driven(place: Place, json: bool, drive: Callable[[Watch], Run]) -> int:
             ended = drive(board)
     except KeyboardInterrupt:
         print(
-            f"stopped; nothing is lost\n  next: {typed(f'fleetfold run --resume {place.run}')}",
+            f"stopped; nothing is lost\n  next: {typed(then or f'fleetfold run --resume {place.run}')}",
             file=sys.stderr,
         )
         return 130

@@ -58,12 +58,15 @@ from fleetfold.round.events import (
 )
 from fleetfold.round.run import Run, RunState, advance
 from fleetfold.round.state import ENDED, Phase, Round
+from fleetfold.round.where import eligible
 from fleetfold.settings import Settings
 
 Test = Callable[[bytes], Metrics]
 """Scores a model file on the user's own test set, where there is one."""
 TRIES = 50
 """Lost compare-and-sets in a row after which something is wrong with the store."""
+LOOK = 1.0
+"""Seconds between two looks for devices, while too few are there."""
 REMEMBERED = 32
 """Cohorts and headers that are kept in memory: of the rounds that reports come of."""
 
@@ -97,7 +100,8 @@ class Coordinator:
             if found is None:
                 if self._clock() < run.opens_at:
                     return run.opens_at
-                self._open(run)
+                if not self._open(run):
+                    return self._clock() + LOOK
                 continue
             round, version = found
             lease_over = round.leased_at + round.policy.lease
@@ -120,6 +124,19 @@ class Coordinator:
             self._sweep(found[0])
             for number in sorted({number for number, _ in found[0].owed}):
                 self._sweep(known(self._ledger, run.name, number))
+
+    def repeat(self) -> None:
+        """After the bus has lost its memory: invite again who has not answered, and take in what came while
+        nobody could say so. For a sole coordinator only."""
+        run, _ = self._run()
+        found = self._ledger.round(run.name, run.round, run.kind)
+        if found is None or found[0].phase is not Phase.OPEN:
+            return
+        self._sweep(found[0])
+        round, _ = self._round(found[0])
+        if round.phase is Phase.OPEN:
+            answered = {name for seat, name in enumerate(self._seats(round.cohort)) if seat in _heard(round)}
+            self._control.invite([task for task in self._tasks(round) if task.device not in answered])
 
     @property
     def ignored(self) -> dict[str, int]:
@@ -261,9 +278,8 @@ class Coordinator:
     def _dismiss(self, round: Round) -> None:
         """Whose update would not count any more may leave off: what is folded is fixed."""
         if not self._run()[0].settings.credits_late:
-            heard = round.arrived | round.refused
             cohort = self._seats(round.cohort)
-            self._control.withdraw([name for seat, name in enumerate(cohort) if seat not in heard])
+            self._control.withdraw([name for seat, name in enumerate(cohort) if seat not in _heard(round)])
 
     def _tasks(self, round: Round) -> list[Task]:
         run, cohort = self._run()[0], self._seats(round.cohort)
@@ -348,18 +364,29 @@ class Coordinator:
 
     # Going on
 
-    def _open(self, run: Run) -> None:
+    def _open(self, run: Run) -> bool:
         """Open the run's next round, unless its budget of privacy is spent. If two do it at once, the first
-        one's holds."""
+        one's holds. → False where too few devices are there."""
         if run.kind == "train" and (why := stopped(self._ledger, run.name, run.settings, run.round)):
             self._stop(run, why)
-            return
-        now, rule = self._clock(), self._policies.select
-        round = next_round(run, self._ledger.fleet(), self._debts(run, now), rule, self._objects, now)
+            return True
+        now, policies, settings = self._clock(), self._policies, run.settings
+        fleet = self._ledger.fleet()
+        there = eligible(fleet, policies.where, now, offline=settings.offline)
+        if len(there) < settings.available:
+            self._wait(run, f"{len(there)} of {settings.available} devices are there, {len(fleet)} are known")
+            return False
+        round = next_round(run, there, self._debts(run, now), policies.select, self._objects, now)
         decision = opened(round, round.opened_at)
         committed = replace(decision.round, outbox=decision.effects)
         if self._ledger.save_round(committed, expect=0):
             self._act(committed, 1)
+        return True
+
+    def _wait(self, run: Run, why: str) -> None:
+        current, version = self._run()
+        if current == run and run.reason != (why := f"waiting to open round {run.round}: {why}"):
+            self._ledger.save_run(replace(run, reason=why), expect=version)
 
     def _stop(self, run: Run, why: str) -> None:
         """End the run after the round before the one that it was to open."""
@@ -397,3 +424,8 @@ class Coordinator:
 
     def _load_cohort(self, key: str) -> tuple[str, ...]:
         return tuple(msgspec.json.decode(fetch(self._objects, key), type=list[str]))
+
+
+def _heard(round: Round) -> frozenset[int]:
+    """Seats that have answered."""
+    return round.arrived | round.refused

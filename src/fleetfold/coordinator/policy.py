@@ -21,6 +21,7 @@ from fleetfold.round.fleet import Device
 from fleetfold.round.run import Cadence
 from fleetfold.round.select import RULES, Rule
 from fleetfold.round.state import Policy
+from fleetfold.round.where import Condition, parse
 from fleetfold.settings import Settings, count
 
 
@@ -28,6 +29,7 @@ class Policies(Struct, frozen=True, kw_only=True):
     """How a run selects, closes, folds and paces itself; `codec`, `fold`: the user's own, where it has."""
 
     select: Rule
+    where: Condition | None
     close: Close | None
     fold: ChunkFold | None
     cadence: Cadence
@@ -45,6 +47,7 @@ def policies(settings: Settings) -> Policies:
         )
     cadence = settings.cadence
     return Policies(
+        where=parse(settings.where) if settings.where else None,
         select=RULES.get(settings.select) or load(settings.select, "select"),
         close=None if settings.close == "target" else load(settings.close, "close"),
         fold=load(settings.fold, "fold") if ":" in settings.fold else None,

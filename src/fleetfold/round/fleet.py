@@ -1,4 +1,4 @@
-"""What is known of each device, learnt only from how its rounds went.
+"""What is known of each device: how its rounds went, and what it says of itself.
 
 A device is timed by the coordinator's clock, from invitation to arrival; the average is exponentially
 weighted. A device that missed the deadline is timed too: it took at least that long.
@@ -6,6 +6,8 @@ weighted. A device that missed the deadline is timed too: it took at least that 
 
 from msgspec import Struct
 from msgspec.structs import replace
+
+from fleetfold.messages import Presence
 
 
 class Device(Struct, frozen=True, kw_only=True):
@@ -19,6 +21,12 @@ class Device(Struct, frozen=True, kw_only=True):
     arrived: int = 0  # rounds that it contributed to
     failures: int = 0  # rounds that it was refused in, failed, or missed
     last_round: int = 0  # the newest round that it was invited to: what was counted once is not again
+    says: Presence | None = None  # of a fleet elsewhere: the newest that came
+
+
+def heard(device: Device, presence: Presence, now: float) -> Device:
+    """The entry after the device said that of itself, or its last will did."""
+    return replace(device, says=presence, last_seen=now if presence.online else device.last_seen)
 
 
 def settle(

@@ -7,12 +7,17 @@ cache/       models      spool/         updates          state.json  for `agent 
 
 import fcntl
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
+from fleetfold import bundle
+from fleetfold.adapters.connection import Connection
+from fleetfold.adapters.doors import context
+from fleetfold.adapters.mqtt_link import MqttLink
 from fleetfold.adapters.sqlite import SqliteRecords
 from fleetfold.bundle import Bundle
 from fleetfold.errors import Unavailable
@@ -34,9 +39,10 @@ class Way(Transfer, Protocol):
     def put(self, address: str, data: memoryview) -> None: ...
 
 
-def link(bundle: Bundle) -> Any:
+def link(own: Bundle) -> MqttLink:
     """The device's end of the bus."""
-    raise NotImplementedError
+    connection = Connection(own.device, own.brokers, context(own))
+    return MqttLink(connection, own.fleet, own.device, time.monotonic)
 
 
 def transfer(
@@ -47,7 +53,10 @@ def transfer(
     progress: Callable[[str, int, int], None],
 ) -> Way:
     """The device's way to objects, over signed addresses."""
-    raise NotImplementedError
+    from fleetfold.adapters.https import SignedTransfer  # for the worker alone: it needs numpy
+
+    own = bundle.load(home / "bundle.json")
+    return SignedTransfer(home, own, ask, wait, spent=spent, progress=progress)
 
 
 def link_by(reference: str, bundle: Bundle) -> Any:

@@ -6,6 +6,7 @@ devices.db  the devices' journals          lock        who holds the run
 """
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from msgspec import Struct
 from fleetfold import layout
 from fleetfold.adapters.memory import MemoryBus, MemoryObjects, MemoryRecords, NoAlarm
 from fleetfold.adapters.objects import FileObjects
+from fleetfold.adapters.routed import Routed
 from fleetfold.adapters.sqlite import SqliteBus, SqliteLink, SqliteRecords
 from fleetfold.adapters.transfer import ObjectTransfer
 from fleetfold.agent.app import App
@@ -25,9 +27,12 @@ from fleetfold.coordinator.coordinator import Test
 from fleetfold.coordinator.policy import policies
 from fleetfold.coordinator.registry import by_devices_clock
 from fleetfold.ledger import Ledger
-from fleetfold.ports import Control, Link, Objects, Transfer
+from fleetfold.ports import Control, Link, Objects, Records, Transfer
 from fleetfold.settings import Settings
 from fleetfold.wiring.faults import faulty
+
+FLEET, SITE = "fleet.db", "hub.json"
+"""Links in the folder of a run of the hub's: to the hub's records, and to what it is."""
 
 
 class Place(Struct, frozen=True):
@@ -48,13 +53,26 @@ class Fleet(Struct, frozen=True):
     link: Link
 
 
+clock = time.time
+"""Seconds since the epoch."""
+
+
 def home() -> Path:
     """FLEETFOLD_HOME, or .fleetfold in the current folder."""
     return Path(os.environ.get("FLEETFOLD_HOME") or ".fleetfold").absolute()
 
 
+def is_hubs(place: Place) -> bool:
+    """Whether it is a run of the hub's."""
+    return (place.folder / FLEET).exists()
+
+
 def ledger(place: Place, *, durable: bool = False) -> Ledger:
-    return Ledger(faulty("coordinator", SqliteRecords(place.folder / "ledger.db", durable=durable)))
+    """Of a run here, or of one of the hub's, whose fleet is the hub's."""
+    records: Records = SqliteRecords(place.folder / "ledger.db", durable=durable)
+    if is_hubs(place):
+        records = Routed(records, SqliteRecords(place.folder / FLEET, durable=durable))
+    return Ledger(faulty("coordinator", records))
 
 
 def objects(place: Place, *, durable: bool = False) -> Objects:

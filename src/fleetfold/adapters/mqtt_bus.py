@@ -1,0 +1,249 @@
+"""The hub's end of the bus over MQTT 5, as Mosquitto and AWS IoT Core speak it: QoS 1, 128 KiB a message.
+
+    MqttBus ──task (retained, expires at the deadline), grant, command──▶ devices
+            ◀──status, presence (retained; the last will says offline), ask, answer──
+
+What comes from a device is decoded here or counted and ignored with its reason. A report is acknowledged to
+the broker only when it has been taken care of, so that it comes again to whoever takes over from the dead.
+"""
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from math import ceil
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+from msgspec.structs import replace
+from paho.mqtt.client import MQTTMessage, MQTTMessageInfo
+from paho.mqtt.packettypes import PacketTypes
+
+from fleetfold import layout
+from fleetfold.adapters.connection import Connection, properties
+from fleetfold.errors import BadConfig, Unavailable, shown
+from fleetfold.messages import (
+    LIMIT,
+    PROTOCOL,
+    SETTLED,
+    Answer,
+    Ask,
+    Command,
+    Grant,
+    Presence,
+    Report,
+    Task,
+    encode,
+)
+from fleetfold.ports import Letter, Signer
+
+PATIENCE = 30.0
+"""Seconds in which the broker has to say that it has a message."""
+LIFETIME = 3600.0
+"""Seconds that a signed address is good for; a device that needs longer asks for a fresh one."""
+ROOM = 10_000
+"""Messages of one kind that wait to be taken; what comes when there are more is not taken from the broker."""
+COMMANDED = 60.0
+"""Seconds in which a device that is off may come back and still find a command."""
+KINDS = 100
+"""Reasons for ignoring that are counted apart."""
+
+FROM_DEVICES: dict[str, "msgspec.json.Decoder[Any]"] = {
+    "status": msgspec.json.Decoder(Report),
+    "presence": msgspec.json.Decoder(Presence),
+    "ask": msgspec.json.Decoder(Ask),
+    "answer": msgspec.json.Decoder(Answer),
+}
+
+
+class Ignored:
+    """Messages that mean nothing here, counted by reason; each reason is logged once."""
+
+    def __init__(self, log: Callable[[str], None]) -> None:
+        self._log, self.counts = log, dict[str, int]()
+
+    def __call__(self, reason: str) -> None:
+        if reason not in self.counts and len(self.counts) >= KINDS:
+            reason = "other reasons"
+        if reason not in self.counts:
+            self._log(f"ignored: {reason}")
+        self.counts[reason] = self.counts.get(reason, 0) + 1
+
+
+class MqttBus:
+    """The hub's end: `Control`, and what else a fleet says. `woken` is called, in another thread, whenever
+    something has come. `clock`: seconds since the epoch."""
+
+    def __init__(
+        self, connection: Connection, fleet: str, signer: Signer, clock: Callable[[], float],
+        log: Callable[[str], None], woken: Callable[[], None],
+    ) -> None:  # fmt: skip
+        self._connection, self._fleet, self._signer, self._clock = connection, fleet, signer, clock
+        self._woken, self.ignored = woken, Ignored(log)
+        self._lock = threading.Lock()
+        self._letters = OrderedDict[str, Letter]()
+        self._presences, self._progress = dict[str, Presence](), dict[str, Report]()
+        self._asks, self._answers = OrderedDict[str, Ask](), OrderedDict[str, Answer]()
+        self._forgotten = False
+        connection.filters = tuple(layout.topic(fleet, "+", word) for word in layout.FROM_DEVICE)
+        connection.heard, connection.changed = self._heard, self._changed
+
+    # Control
+
+    def invite(self, tasks: Sequence[Task]) -> None:
+        now = self._clock()
+        self._told(
+            [self._publish(task.device, "task", self._signed(task), task.deadline - now) for task in tasks]
+        )
+
+    def letters(self) -> list[Letter]:
+        with self._lock:
+            return list(self._letters.values())
+
+    def acknowledge(self, receipts: Sequence[str]) -> None:
+        with self._lock:
+            known = [receipt for receipt in receipts if self._letters.pop(receipt, None)]
+        for receipt in known:
+            self._connection.acknowledge(receipt)
+
+    def withdraw(self, devices: Sequence[str]) -> None:
+        self._told([self._publish(device, "task", None) for device in devices])
+
+    # The fleet
+
+    def presences(self) -> list[Presence]:
+        """What devices have said of themselves since the last call, the newest of each."""
+        with self._lock:
+            found, self._presences = list(self._presences.values()), {}
+        return found
+
+    def progress(self) -> list[Report]:
+        """How far tasks are, of each device the newest that has come since the last call."""
+        with self._lock:
+            found, self._progress = list(self._progress.values()), {}
+        return found
+
+    def asks(self) -> list[Ask]:
+        with self._lock:
+            found, self._asks = list(self._asks.values()), OrderedDict()
+        return found
+
+    def grant(self, grant: Grant) -> None:
+        self._publish(grant.device, "grant", grant, expires=PATIENCE)
+
+    def command(self, command: Command) -> None:
+        """Have the device do it; a device that is off does it when it is back within a minute."""
+        answer = layout.topic(self._fleet, command.device, "answer")
+        self._told([self._publish(command.device, "command", command, COMMANDED, answer, command.id)])
+
+    def answers(self) -> list[Answer]:
+        with self._lock:
+            found, self._answers = list(self._answers.values()), OrderedDict()
+        return found
+
+    def forgotten(self) -> bool:
+        """Whether since the last call the broker was found not to know this hub: it may have lost all."""
+        with self._lock:
+            found, self._forgotten = self._forgotten, False
+        return found
+
+    # Saying
+
+    def _signed(self, task: Task) -> Task:
+        """The task with addresses instead of keys."""
+        fetch: Callable[[str], str] = lambda key: (  # noqa: E731
+            self._signer.to_fetch(key, task.device, LIFETIME) if key else ""
+        )
+        update = self._signer.to_deliver(task.update, task.device, LIFETIME, task.most)
+        return replace(task, model=fetch(task.model), difference=fetch(task.difference), update=update)
+
+    def _publish(
+        self,
+        device: str,
+        word: str,
+        message: Struct | None,
+        expires: float = 0.0,
+        answer: str = "",
+        id: str = "",
+    ) -> MQTTMessageInfo:
+        payload = encode(message) if message else b""
+        if len(payload) > LIMIT:
+            raise BadConfig(
+                f"the {word} for {device} has {len(payload)} bytes, a message at most {LIMIT}",
+                next="make the app's settings smaller",
+            )
+        if not self._connection.connected:
+            raise Unavailable(f"not connected to {self._connection.address}: {self._connection.why}")
+        about: dict[str, object] = {"MessageExpiryInterval": max(1, ceil(expires))} if message else {}
+        if answer:
+            about |= {"ResponseTopic": answer, "CorrelationData": id.encode()}
+        topic, made = layout.topic(self._fleet, device, word), properties(PacketTypes.PUBLISH, **about)
+        return self._connection.publish(topic, payload, word == "task", made)
+
+    def _told(self, messages: Sequence[MQTTMessageInfo]) -> None:
+        """Until the broker has them all."""
+        until = time.monotonic() + PATIENCE
+        for message in messages:
+            try:
+                message.wait_for_publish(max(0.0, until - time.monotonic()))
+                had = message.is_published()
+            except (RuntimeError, ValueError):  # the connection was lost meanwhile
+                had = False
+            if not had:
+                raise Unavailable(f"{self._connection.address} does not say that it has the message")
+
+    # Hearing, in the connection's thread
+
+    def _changed(self, session: bool) -> None:
+        with self._lock:
+            self._forgotten |= not session
+            for receipt in [r for r in self._letters if not self._connection.stands(r)]:
+                del self._letters[receipt]  # it comes again, or has come already
+        self._woken()
+
+    def _heard(self, message: MQTTMessage, receipt: str) -> None:
+        found = layout.topic_parts(message.topic)
+        device, word = found or ("", "")
+        if found is None or word not in FROM_DEVICES:
+            self._pass_over(f"topic {shown(message.topic, 100)}", receipt)
+            return
+        if len(message.payload) > LIMIT // 4:
+            self._pass_over(f"{word} of more than {LIMIT // 4} bytes", receipt)
+            return
+        try:
+            said = FROM_DEVICES[word].decode(message.payload)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            self._pass_over(f"{word} that is none: {shown(str(error), 100)}", receipt)
+            return
+        if said.v != PROTOCOL:
+            self._pass_over(f"{word} of version {said.v}, here it is {PROTOCOL}", receipt)
+        elif said.device != device:
+            self._pass_over(f"{word} of a device in the name of another", receipt)
+        else:
+            self._take(word, said, receipt)
+            self._woken()
+
+    def _pass_over(self, reason: str, receipt: str) -> None:
+        self.ignored(reason)
+        self._connection.acknowledge(receipt)
+
+    def _take(self, word: str, said: Any, receipt: str) -> None:
+        """Keep it until it is asked for. Only a settled report needs more than memory."""
+        settled = word == "status" and said.state in SETTLED
+        with self._lock:
+            if settled:
+                if len(self._letters) < ROOM:
+                    self._letters[receipt] = Letter(receipt, said)
+                return
+            match word:
+                case "status":
+                    self._progress[said.device] = said
+                case "presence":
+                    self._presences[said.device] = said
+                case "ask":
+                    self._asks[said.device] = said  # one at a time of each
+                case _:
+                    if len(self._answers) < ROOM:
+                        self._answers[said.id] = said
+        self._connection.acknowledge(receipt)

@@ -1,0 +1,218 @@
+"""fleetfold hub init, enroll and revoke: an authority of its own, and who belongs to its fleet."""
+
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from cyclopts import App, Parameter
+
+from fleetfold.adapters.lock import held
+from fleetfold.bundle import save
+from fleetfold.cli.places import shown
+from fleetfold.errors import BadConfig, typed
+from fleetfold.layout import checked_name
+from fleetfold.wiring import hub as wiring
+from fleetfold.wiring.local import home
+
+hub = App(name="hub", help="Keep a hub on site: a broker, a door for objects and the coordinator in one box.")
+
+
+def installed() -> None:
+    """Raises BadConfig without the libraries of a hub, which are imported only where they are used."""
+    missing = [name for name in ("aiohttp", "cryptography") if find_spec(name) is None]
+    if missing:
+        raise BadConfig(f"a hub needs {' and '.join(missing)}", next="pip install 'fleetfold[hub]'")
+
+
+@hub.command
+def init(
+    *,
+    fleet: Annotated[str, Parameter(help="the name of its fleet")] = "main",
+    host: Annotated[
+        list[str] | None,
+        Parameter(
+            help="a name or address that devices find it under; may be given several times. Default: this "
+            "machine's name, localhost and 127.0.0.1",
+            negative="",
+        ),
+    ] = None,
+    mqtt_port: Annotated[int, Parameter(help="of the broker")] = 8883,
+    door_port: Annotated[int, Parameter(help="of the door for objects, over HTTPS")] = 8443,
+    websockets: Annotated[int, Parameter(help="port of the broker for WebSockets; 0: none")] = 0,
+) -> None:
+    """Make the hub in `FLEETFOLD_HOME/hub`: its certificate authority, its keys, its ports.
+
+    The keys are for this user alone. Nothing expires: who belongs is up to `fleetfold enroll` and `revoke`.
+
+    **Examples**
+
+    - `fleetfold hub init --host hub.clinic.example`
+    - `fleetfold hub init --host 192.168.1.5 --websockets 443`
+    """
+    installed()
+    from fleetfold.hub.authority import Site, create
+
+    hosts = dict.fromkeys(host or (socket.gethostname(), "localhost", "127.0.0.1"))
+    site = Site(fleet=fleet, hosts=tuple(hosts), mqtt=mqtt_port, websockets=websockets, door=door_port)
+    folder = wiring.folder(home())
+    create(folder, site)
+    print(
+        f"{shown(folder)}: the hub of fleet {fleet}; its broker will be {', '.join(site.brokers)}\n"
+        f"  next: {typed('fleetfold enroll DEVICE')}"
+    )
+
+
+@hub.default
+def serve(
+    *,
+    broker: Annotated[
+        str, Parameter(help="use this broker, mqtts://HOST:PORT, instead of starting one")
+    ] = "",
+) -> None:
+    """Serve the fleet, until Ctrl-C: broker, door, and whatever runs are in the queue.
+
+    It starts Mosquitto by itself, and again if it dies. Kill it whenever you like: the next one goes on.
+    A broker of your own has to demand certificates of this hub's authority, and to keep devices apart.
+
+    **Examples**
+
+    - `fleetfold hub init --host 192.168.1.5` and then `fleetfold hub`
+    - `fleetfold hub --broker mqtts://broker.factory.example:8883`
+    """
+    installed()
+    from fleetfold.hub.serve import Hub
+
+    folder = wiring.folder(home())
+
+    def say(sentence: str) -> None:
+        print(f"{datetime.now():%Y-%m-%d %H:%M:%S} {sentence}", file=sys.stderr, flush=True)
+
+    with held(folder / "process", f"the hub in {shown(folder)}"):
+        served = Hub(home(), say, broker)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: served.stop())
+        served.serve(say)
+    say("the hub has left; its devices train on, and the next one goes on from here")
+
+
+@hub.command
+def status(*, json: Annotated[bool, Parameter(help="print JSON", negative="")] = False) -> None:
+    """Tell how the hub fares: its broker, its door, its run, and what it had to ignore or refuse.
+
+    **Examples**
+
+    - `fleetfold hub status`
+    - `fleetfold hub status --json`
+    """
+    installed()
+    from fleetfold.hub import desk
+    from fleetfold.hub.authority import site
+
+    site(wiring.folder(home()))
+    found = desk.status(wiring.records(home()))
+    if found is None:
+        raise BadConfig("no hub has run here yet", next="fleetfold hub")
+    if json:
+        print(msgspec.json.encode(found).decode())
+        return
+    age = time.time() - found.told_at
+    runs = f"process {found.pid}" if age < 3 * desk.TELL else f"not running; it told last {age:.0f} s ago"
+    broker = "connected" if found.connected else f"not connected: {found.why}"
+    lines = [
+        ("hub", runs),
+        ("broker", f"{found.broker}, {broker}"),
+        ("door", found.door),
+        ("devices", f"{found.online} online of {found.known}"),
+        ("run", found.run or "none; fleetfold run APP --hub"),
+        *([("waits", found.saying)] if found.saying else []),
+        *((f"ignored {count}", reason) for reason, count in sorted(found.ignored.items())),
+        *((f"refused {count}", reason) for reason, count in sorted(found.refused.items())),
+    ]
+    for name, text in lines:
+        print(f"{name:12} {text}")
+
+
+def enroll(
+    *device: str,
+    csr: Annotated[
+        Path | None, Parameter(help="the device's signing request, in PEM: its key stays its own")
+    ] = None,
+    out: Annotated[Path | None, Parameter(help="the bundle to write; default: DEVICE.bundle")] = None,
+) -> None:
+    """Take DEVICE into the fleet: write the bundle that it joins by. What it had before counts no more.
+
+    It takes effect at once, also while the hub runs.
+
+    **Examples**
+
+    - `fleetfold enroll camera-7`
+    - `fleetfold enroll camera-7 camera-8 camera-9`
+    - `fleetfold enroll camera-7 --csr camera-7.csr --out for-camera-7.bundle`
+    """
+    installed()
+    from fleetfold.hub.authority import site
+    from fleetfold.hub.broker import tell
+    from fleetfold.hub.enrol import enroll as enrolled
+
+    names = _named(device, "enroll")
+    if len(names) > 1 and (csr or out):
+        raise BadConfig("--csr and --out are for one device", next="fleetfold enroll DEVICE")
+    folder = wiring.folder(home())
+    fleet, request = site(folder).fleet, _read(csr) if csr else ""
+    bundles = [_writable(out or Path(f"{name}.bundle")) for name in names]  # before anything counts no more
+    records = wiring.records(home())
+    for name, path in zip(names, bundles, strict=True):
+        save(enrolled(records, folder, name, time.time(), request), path)
+        tell(folder, records, name)
+        secret = "its key stays on the device" if csr else "its key is in it, for the device alone"
+        print(f"{path}: {name} of fleet {fleet}; {secret}")
+    print(f"  next: on the device, fleetfold join {bundles[0]}")
+
+
+def revoke(*device: str) -> None:
+    """Cut DEVICE off: at once if it is connected, and for good, unless it is enrolled anew.
+
+    **Examples**
+
+    - `fleetfold revoke camera-7`
+    """
+    installed()
+    from fleetfold.hub.authority import site
+    from fleetfold.hub.broker import tell
+    from fleetfold.hub.enrol import revoke as revoked
+
+    names = _named(device, "revoke")
+    folder = wiring.folder(home())
+    site(folder)
+    records = wiring.records(home())
+    for name in names:
+        revoked(records, name, time.time())
+        running = tell(folder, records, name)
+        print(f"{name}: revoked" + (" and cut off" if running else ""))
+
+
+def _named(devices: Sequence[str], command: str) -> list[str]:
+    if not devices:
+        raise BadConfig(f"which device is {command} for?", next=f"fleetfold {command} DEVICE")
+    return [checked_name(device, "device") for device in dict.fromkeys(devices)]
+
+
+def _read(request: Path) -> str:
+    try:
+        return request.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadConfig(f"--csr {request}: {error}") from None
+
+
+def _writable(path: Path) -> Path:
+    if path.is_dir() or not os.access(path.absolute().parent, os.W_OK):
+        raise BadConfig(f"cannot write {path}", next="fleetfold enroll DEVICE --out FILE")
+    return path

@@ -1,0 +1,268 @@
+"""The fleet's broker: Debian's Mosquitto, a child of the hub that dies with it, and knows what the records
+say of who belongs.
+
+start ─▶ configuration, rights and revocations, all from the records ─▶ mosquitto
+enroll, revoke (of any process) ─▶ record ─▶ tell: ┌ revocations, SIGHUP: such a certificate ends at TLS
+                                                   └ rights by the clerk: who is connected is cut off
+A broker that does not run is told nothing: it reads the records when it starts.
+"""
+
+import fcntl
+import os
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from glob import glob
+from pathlib import Path
+from typing import TextIO
+
+import msgspec
+
+from fleetfold.bundle import private
+from fleetfold.errors import BadConfig, Unavailable
+from fleetfold.hub import rights
+from fleetfold.hub.authority import Site, load, locked, revocations, site
+from fleetfold.hub.clerk import Clerk
+from fleetfold.hub.enrol import Credential, credential, credentials
+from fleetfold.messages import LIMIT
+from fleetfold.ports import Records
+
+PATIENCE = 20.0
+"""Seconds that a broker may take to start, or to end."""
+PACKET = LIMIT + 8 * 1024
+"""Bytes of one packet: a message, its topic and its properties."""
+QUEUED, QUEUED_BYTES = 20_000, 64 * 1024 * 1024
+"""What the broker keeps for one client that does not keep up: the hub may have 10,000 reports to read."""
+SESSION = "14d"
+"""How long the broker keeps messages for a client that is away."""
+LOG = 16 * 1024 * 1024
+"""Bytes of its log; then it begins anew, and the one before is kept beside it."""
+PLUGIN = "mosquitto_dynamic_security.so"
+PLUGINS = ("/usr/lib/*-linux-*", "/usr/lib64", "/usr/lib", "/usr/local/lib", "/opt/homebrew/lib")
+
+
+class Broker:
+    """The broker of the hub in `folder`. Start it from a thread that lives as long as the hub does: the
+    kernel ends the child with that thread."""
+
+    def __init__(self, folder: Path, records: Records) -> None:
+        self._folder, self._records = folder, records
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Raises BadConfig, or Unavailable if it ends at once."""
+        place, folder = site(self._folder), self._folder
+        program, plugin = _installed()
+        with locked(folder), _sole(folder) as lock:
+            for port in filter(None, (place.mqtt, place.websockets)):
+                _check_free(place.listen, port)
+            known = credentials(self._records)
+            _write_revocations(folder, known)
+            private(folder / "rights.json", msgspec.json.encode(rights.document(place.fleet, known)))
+            private(folder / "mosquitto.conf", configuration(folder, place, plugin).encode())
+            self._trim()
+            with (folder / "mosquitto.log").open("ab") as log:
+                self._process = subprocess.Popen(
+                    [*_dies_with_us(), program, "-c", str(folder / "mosquitto.conf")],
+                    stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(lock.fileno(),),
+                )  # fmt: skip
+            lock.write(str(self._process.pid))
+            lock.flush()
+            most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+            resource.prlimit(
+                self._process.pid, resource.RLIMIT_NOFILE, (most, most)
+            )  # a file for each device
+            self._await(place)
+
+    def alive(self) -> bool:
+        self._trim()
+        return self._process is not None and self._process.poll() is None
+
+    def stop(self) -> None:
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process = None
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    def _await(self, place: Site) -> None:
+        """Until it answers: it listens before it knows what to do with a signal."""
+        assert self._process is not None
+        give_up, why = time.monotonic() + PATIENCE, ""
+        while self._process.poll() is None and time.monotonic() < give_up:
+            try:
+                Clerk(self._folder, place).leave()
+                return
+            except Unavailable as error:
+                why = error.sentence
+                time.sleep(0.01)
+        self.stop()
+        log = self._folder / "mosquitto.log"
+        said = [*log.read_text(errors="replace").splitlines()[-1:], why, "it said nothing"]
+        raise Unavailable(f"the broker did not start: {next(filter(None, said))}", next=f"tail {log}")
+
+    def _trim(self) -> None:
+        log = self._folder / "mosquitto.log"
+        if log.exists() and log.stat().st_size > LOG:
+            shutil.copyfile(log, log.with_suffix(".log.1"))
+            os.truncate(log, 0)
+
+
+def tell(folder: Path, records: Records, device: str) -> bool:
+    """Have the broker, whosever child it is, know the device as the records do now; whoever has an older
+    credential of it is cut off. → whether one runs. Raises Unavailable: the record stands, tell it again."""
+    with locked(folder):
+        process = _running(folder)
+        if process is None:
+            return False
+        place, current = site(folder), credential(records, device)
+        _write_revocations(folder, credentials(records))
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(process, signal.SIGHUP)
+        os.close(process)
+        if current is None:
+            return True
+        try:
+            clerk = Clerk(folder, place)
+            clerk.tell(rights.commands(place.fleet, current))
+            if current.void:
+                clerk.absent(device)
+            clerk.leave()
+        except Unavailable as error:
+            raise Unavailable(
+                f"it is recorded, but the broker that runs was not told: {error.sentence}",
+                next="the same command again; or start the hub anew",
+            ) from error
+    return True
+
+
+def configuration(folder: Path, place: Site, plugin: str) -> str:
+    """Of Mosquitto. A client is named by its certificate alone, as user and as client: nobody takes
+    another's place, and a device that comes again takes its own."""
+    lines = [
+        "per_listener_settings false",
+        "allow_anonymous false",
+        f"plugin {plugin}",
+        f"plugin_opt_config_file {folder / 'rights.json'}",
+        "persistence false",  # what is retained, the hub says again
+        f"persistent_client_expiration {SESSION}",
+        f"max_packet_size {PACKET}",
+        f"max_queued_messages {QUEUED}",
+        f"max_queued_bytes {QUEUED_BYTES}",
+        "max_inflight_messages 200",
+        "set_tcp_nodelay true",
+        "log_dest stderr",
+        *(f"log_type {kind}" for kind in ("error", "warning", "notice")),
+        "log_timestamp_format %Y-%m-%dT%H:%M:%S",
+    ]
+    if os.geteuid() == 0:
+        lines.append("user root")  # any other could not read the keys; better is a hub that is not root
+    for port, protocol in ((place.mqtt, "mqtt"), (place.websockets, "websockets")):
+        if port:
+            lines += [
+                f"listener {port} {place.listen}".rstrip(),
+                f"protocol {protocol}",
+                f"cafile {folder / 'ca.pem'}",
+                f"crlfile {folder / 'revoked.pem'}",
+                f"certfile {folder / 'server.pem'}",
+                f"keyfile {folder / 'server.key'}",
+                "tls_version tlsv1.2",
+                "require_certificate true",
+                "use_subject_as_username true",
+                "use_username_as_clientid true",
+            ]
+    return "\n".join(lines) + "\n"
+
+
+def _write_revocations(folder: Path, known: Sequence[Credential]) -> None:
+    void = sorted(id for credential in known for id in credential.void)
+    private(folder / "revoked.pem", revocations(load(folder), void).encode())
+
+
+# The child and who may have it
+
+
+@contextmanager
+def _sole(folder: Path) -> Iterator[TextIO]:
+    """The lock that a broker holds as long as it lives, whoever started it. Raises BadConfig if one does."""
+    give_up = time.monotonic() + 5  # that of a hub which was killed is about to end
+    while (process := _running(folder)) is not None:
+        os.close(process)
+        if time.monotonic() > give_up:
+            pid = (folder / "broker.lock").read_text()
+            raise BadConfig(f"a broker of {folder} runs already, as process {pid}", next=f"kill {pid}")
+        time.sleep(0.02)
+    with (folder / "broker.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield lock
+
+
+def _running(folder: Path) -> int | None:
+    """A handle of the broker's process, which no other process can come to bear; None: there is none."""
+    try:
+        lock = (folder / "broker.lock").open("r+")
+    except FileNotFoundError:
+        return None
+    with lock:
+        give_up = time.monotonic() + 5
+        while _held(lock):
+            lock.seek(0)
+            with suppress(ValueError, ProcessLookupError):  # it is about to note its number, or to end
+                process = os.pidfd_open(int(lock.read()))
+                if _held(lock):
+                    return process
+                os.close(process)
+            if time.monotonic() > give_up:
+                raise Unavailable(f"{lock.name} is held, but not by a broker", next="fleetfold hub")
+            time.sleep(0.02)
+    return None
+
+
+def _held(lock: TextIO) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    fcntl.flock(lock, fcntl.LOCK_UN)
+    return False
+
+
+def _installed() -> tuple[str, str]:
+    """Mosquitto and its plugin. Raises BadConfig."""
+    program = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+    if program is None:
+        raise BadConfig("Mosquitto, the broker, is not installed", next="apt install mosquitto")
+    found = [path for folder in PLUGINS for path in glob(f"{folder}/{PLUGIN}")]
+    if not found:
+        raise BadConfig(f"Mosquitto is installed without {PLUGIN}", next="apt install mosquitto")
+    return program, found[0]
+
+
+def _check_free(listen: str, port: int) -> None:
+    family = socket.AF_INET6 if ":" in listen else socket.AF_INET
+    with socket.socket(family) as trial:
+        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            trial.bind((listen, port))
+        except OSError as error:
+            raise BadConfig(
+                f"the broker cannot have port {port}: {error.strerror}", next=f"ss -ltnp 'sport = :{port}'"
+            ) from None
+
+
+def _dies_with_us() -> list[str]:
+    """What comes before a command that is to end with the thread that started it, where there is such."""
+    return ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []

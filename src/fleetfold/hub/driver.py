@@ -1,0 +1,117 @@
+"""One run on the hub, driven from where it stands; and how its reports come: by the bus, or by the door.
+
+bus ─report─▶ ┌ Hearing ┐ ─▶ coordinator
+door ─stored─▶└─────────┘      an update that lies there and that nobody reports within SILENT seconds is
+                               as good as reported: its device may have died in between
+"""
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import IO
+
+from fleetfold import layout
+from fleetfold.adapters.mqtt_bus import MqttBus
+from fleetfold.agent.app import find_app, import_paths
+from fleetfold.errors import BadConfig
+from fleetfold.hub.scorer import Scorer
+from fleetfold.messages import Kind, Report
+from fleetfold.ports import Letter, Objects
+from fleetfold.wiring import hub as wiring
+from fleetfold.wiring.local import Place
+
+SILENT = 2.0
+"""Seconds after which an update that lies there counts as reported."""
+
+
+class Stored:
+    """Updates that the door has taken and nobody has reported: a device may die in between. They are as
+    good as reported."""
+
+    def __init__(self) -> None:
+        self._lock, self._at = threading.Lock(), dict[str, float]()
+
+    def add(self, key: str) -> None:
+        if "/updates/" in key and not layout.part_of(key):
+            with self._lock:
+                self._at[key] = time.monotonic()
+
+    def letters(self, run: str, reported: Sequence[Letter]) -> list[Letter]:
+        now = time.monotonic()
+        with self._lock:
+            for letter in reported:
+                report = letter.report
+                where = layout.round(report.run, report.round, report.kind) if report.run == run else ""
+                self._at.pop(layout.update(where, report.device), None)
+            mine = {key: at for key, at in self._at.items() if key.startswith(f"{layout.run(run)}/")}
+            due = [key for key, at in mine.items() if now - at > SILENT]
+        return [Letter(key, _reported(run, key)) for key in due]
+
+    def acknowledge(self, receipts: Sequence[str]) -> None:
+        with self._lock:
+            for receipt in receipts:
+                self._at.pop(receipt, None)
+
+
+def _reported(run: str, key: str) -> Report:
+    where = layout.round_of(key)
+    kind: Kind = "evaluate" if where.endswith("-evaluate") else "train"
+    return Report(
+        run=run, round=layout.number_of(key), kind=kind, device=layout.device_of(key), state="delivered"
+    )
+
+
+class Hearing:
+    """`Control` of one run: the bus, and what the door has seen."""
+
+    def __init__(self, run: str, bus: MqttBus, stored: Stored) -> None:
+        self._run, self._bus, self._stored = run, bus, stored
+        self.invite, self.withdraw = bus.invite, bus.withdraw
+
+    def letters(self) -> list[Letter]:
+        reported = self._bus.letters()
+        return [*reported, *self._stored.letters(self._run, reported)]
+
+    def acknowledge(self, receipts: Sequence[str]) -> None:
+        self._bus.acknowledge(receipts)
+        self._stored.acknowledge(receipts)
+
+
+class Driver:
+    """Raises BadConfig where the run or its app cannot be found. `repeat`: the bus has lost its memory."""
+
+    def __init__(self, place: Place, bus: MqttBus, objects: Objects, stored: Stored) -> None:
+        found = wiring.ledger(place).run(place.run)
+        if found is None:
+            raise BadConfig(f"run {place.run} was never opened", next="fleetfold run APP --hub")
+        self.run, self.repeat = place.run, False
+        app = find_app(found[0].app)
+        import_paths(app)
+        self._log: IO[bytes] = (place.folder / "scorer.log").open("ab")
+        self._scorer = Scorer(app.place, self._log)
+        self._control = Hearing(place.run, bus, stored)
+        self._coordinator = wiring.coordinator(
+            place, found[0].settings, objects, self._control, time.time, self._scorer.score
+        )
+        self._resumed, self._wake = False, 0.0
+
+    @property
+    def ignored(self) -> dict[str, int]:
+        return self._coordinator.ignored
+
+    def step(self) -> float:
+        """→ when to look again at the latest, in seconds since the epoch; infinity when the run has ended."""
+        if not self._resumed:
+            self._coordinator.resume()
+            self._resumed = True
+        elif self.repeat:
+            self._coordinator.repeat()
+        elif time.time() < self._wake and not self._control.letters():
+            return self._wake
+        self.repeat = False
+        self._wake = self._coordinator.step()
+        return self._wake
+
+    def close(self) -> None:
+        self._scorer.close()
+        self._log.close()

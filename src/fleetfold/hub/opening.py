@@ -1,0 +1,46 @@
+"""Gives the hub a run to drive: opened in its folder, then put into the queue; from there the hub has it."""
+
+import time
+from pathlib import Path
+
+from msgspec.structs import replace
+
+from fleetfold.agent.app import App
+from fleetfold.coordinator.opening import open_run
+from fleetfold.errors import BadConfig
+from fleetfold.hub import desk
+from fleetfold.hub.authority import site
+from fleetfold.round.run import Run
+from fleetfold.settings import Settings
+from fleetfold.wiring import hub as wiring
+from fleetfold.wiring.local import Place
+
+
+def check(home: Path) -> None:
+    """Raises BadConfig where there is no hub, or nobody in its fleet."""
+    site(wiring.folder(home))
+    if not any(True for _ in wiring.records(home).scan("fleet/")):
+        raise BadConfig("nobody belongs to this hub's fleet yet", next="fleetfold enroll DEVICE")
+
+
+def submit(app: App, settings: Settings, model: bytes, place: Place) -> Run:
+    """A new run of the hub's, of all the fleet that there is."""
+    wiring.attach(place)
+    ledger, objects, records = wiring.ledger(place), wiring.objects(place.home), wiring.records(place.home)
+    settings = replace(settings, devices=max(1, len(ledger.fleet())))
+    run = open_run(place.run, app.place, settings, model, [], ledger, objects, time.time())
+    desk.queue(records, place.run, time.time())
+    return run
+
+
+def again(place: Place) -> None:
+    """Into the queue once more: a run that has ended was given more to do."""
+    desk.queue(wiring.records(place.home), place.run, time.time())
+
+
+def standing(home: Path) -> str:
+    """Why nothing happens, where nothing does; "" while a hub is at work."""
+    found = desk.status(wiring.records(home))
+    if found is None or time.time() - found.told_at > 3 * desk.TELL:
+        return "no hub is running here: fleetfold hub"
+    return found.saying

@@ -1,0 +1,49 @@
+"""Keeps the registry up to date with what devices say of themselves, and with when they were last heard.
+
+presence, will ─▶ at once, if it says anything new        any other message ─▶ last seen, every few seconds
+"""
+
+from collections.abc import Iterable
+
+from msgspec.structs import replace
+
+from fleetfold.ledger import Ledger
+from fleetfold.messages import Presence
+from fleetfold.round.fleet import Device, heard
+
+EVERY = 5.0
+"""Seconds between two writes of what is only newer."""
+
+
+class Registrar:
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._seen: dict[str, float] = {}
+        self._written = 0.0
+
+    def take(self, presences: Iterable[Presence], seen: Iterable[str], now: float) -> None:
+        """What has come since the last call: presences, and devices that said anything else."""
+        self._seen.update(dict.fromkeys(seen, now))
+        fresh = {presence.device: presence for presence in presences}
+        due = self._seen and now - self._written >= EVERY
+        if not fresh and not due:
+            return
+        before = self._ledger.devices([*fresh, *(self._seen if due else ())])
+        after = [self._newer(device, fresh.get(device.name), now) for device in before]
+        self._ledger.save_devices([d for d, old in zip(after, before, strict=True) if d != old])
+        if due:
+            self._seen, self._written = {}, now
+
+    def all_gone(self) -> None:
+        """The broker has lost its memory: nobody is there who does not say so again."""
+        gone = [
+            replace(device, says=replace(device.says, online=False))
+            for device in self._ledger.fleet()
+            if device.says and device.says.online
+        ]
+        self._ledger.save_devices(gone)
+
+    def _newer(self, device: Device, presence: Presence | None, now: float) -> Device:
+        if presence:
+            device = heard(device, presence, now)
+        return replace(device, last_seen=max(device.last_seen, self._seen.get(device.name, 0.0)))
