@@ -102,6 +102,16 @@ def test_without_objects_it_waits_and_goes_on_when_they_are_there(agent: Agent) 
     assert agent.hub.states()[-1] == (1, "delivered")
 
 
+def test_without_a_link_the_screen_says_since_when_and_why(agent: Agent) -> None:
+    agent.hub.mark("offline")
+    agent.join()
+    agent.until(lambda: "not connected" in agent.log())
+    assert "(the cable is out)" in agent.log()
+    agent.until(lambda: ": the cable is out" in fleetfold("agent", "status").stdout)
+    agent.hub.mark("offline", there=False)
+    agent.until(lambda: "connected to mqtts://simulated:8883" in fleetfold("agent", "status").stdout)
+
+
 def test_an_update_that_cannot_be_delivered_is_not_trained_again(agent: Agent) -> None:
     agent.hub.invite(agent.hub.task(settings={"hold": True}))
     agent.join()
