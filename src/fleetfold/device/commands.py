@@ -6,6 +6,7 @@ with exit code 2 (the user's) or 1 (the wire's); `--debug` shows the traceback.
 
 import argparse
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -39,7 +40,9 @@ def main(arguments: Sequence[str]) -> None:
     """Run the command and leave with its exit code."""
     debug = "--debug" in arguments
     try:
-        given = _parser().parse_args([word for word in arguments if word != "--debug"])
+        given, unknown = _parser().parse_known_args([word for word in arguments if word != "--debug"])
+        if unknown:
+            raise BadConfig(f"{given.called} does not know {unknown[0]!r}", next=f"{given.called} --help")
         sys.exit(given.command(given))
     except KeyboardInterrupt:
         sys.exit(130)
@@ -145,7 +148,8 @@ def agent_status(given: argparse.Namespace) -> int:
         print(msgspec.json.encode(found).decode())
         return 0
     chosen = terms.resolve({str(home.settings): terms.kept(home), "environment": terms.from_environment()})
-    print(status.screen(home, mine, chosen, state, time.monotonic()))
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10_000
+    print(status.screen(home, mine, chosen, state, time.monotonic(), width))
     return 0
 
 
@@ -210,5 +214,5 @@ def _command(commands: Any, name: str, command: Any, help: str, *examples: str) 
     made: argparse.ArgumentParser = commands.add_parser(
         name, help=help, description=help, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    made.set_defaults(command=command)
+    made.set_defaults(command=command, called=made.prog)
     return made

@@ -13,8 +13,8 @@ from fleetfold.device.presence import presence
 from fleetfold.device.terms import Terms
 from fleetfold.messages import Presence
 
-RECHECK = 10.0
-"""Seconds between two looks."""
+EAGER, CALM = 3.0, 30.0
+"""Seconds between two looks, where something waits for the conditions and else."""
 NETWORK = 600.0
 """Seconds between two looks at the network where no condition asks for it."""
 
@@ -30,10 +30,10 @@ class Guard:
         self.conditions: list[Condition] = []
         self.memory = terms.memory or machine(root())
 
-    def waits(self) -> str:
+    def waits(self, every: float = CALM) -> str:
         """Why there may be no work now; "": there may."""
         now = self._timer()
-        if self._terms.required and now - self._at >= RECHECK:
+        if self._terms.required and now - self._at >= every:
             if "idle" in self._terms.required:
                 self._own.add(self._cpu(), now)
             self.conditions = read(
@@ -48,7 +48,7 @@ class Guard:
 
     def failing(self) -> float:
         """Seconds for which some condition has failed without a break."""
-        self.waits()
+        self.waits(EAGER)
         return 0.0 if self._failing is None else self._timer() - self._failing
 
     def presence(self, device: str, facts: Facts, cached: bool) -> Presence:

@@ -7,8 +7,8 @@ Times in the file are seconds since the boot: a clock that jumps changes no age.
 
 import os
 import ssl
+import textwrap
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -70,17 +70,16 @@ def born(pid: int) -> str:
 
 
 class Ledge:
-    """Where the supervisor leaves its state: written when it has changed, once a second at most."""
+    """Where the supervisor leaves its state, whenever it has changed."""
 
-    def __init__(self, home: Home, timer: Callable[[], float]) -> None:
-        self._home, self._timer = home, timer
-        self._last, self._at = b"", float("-inf")
+    def __init__(self, home: Home) -> None:
+        self._home, self._last = home, b""
 
     def leave(self, state: State) -> None:
         text = msgspec.json.encode(state)
-        if text != self._last and self._timer() - self._at >= 1.0:
+        if text != self._last:
             replace_file(self._home.state, text, durable=False)
-            self._last, self._at = text, self._timer()
+            self._last = text
 
 
 def load(home: Home) -> State | None:
@@ -110,7 +109,9 @@ def identity(certificate: str) -> tuple[str, str]:
     return last(b"\x55\x04\x03"), last(b"\x55\x04\x05")
 
 
-def screen(home: Home, bundle: Bundle, terms: Terms, state: State | None, now: float) -> str:
+def screen(
+    home: Home, bundle: Bundle, terms: Terms, state: State | None, now: float, width: int = 10_000
+) -> str:
     """now: seconds since the boot."""
     alive = state is not None and running(state)
     lines = [_who(home, bundle, state if alive else None, now)]
@@ -125,7 +126,11 @@ def screen(home: Home, bundle: Bundle, terms: Terms, state: State | None, now: f
     lines.append(_line("identity", f"{name or '?'}, credential {id or '?'}"))
     lines.append(_line("app", terms.app or "none: fleetfold join --app FOLDER"))
     lines.append(_line("home", str(home.path)))
-    return "\n".join(lines)
+    return "\n".join(_wrapped(line, width) for line in lines)
+
+
+def _wrapped(line: str, width: int) -> str:
+    return "\n".join(textwrap.wrap(line, width, subsequent_indent=" " * 13)) if len(line) > width else line
 
 
 def _who(home: Home, bundle: Bundle, state: State | None, now: float) -> str:

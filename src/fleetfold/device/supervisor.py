@@ -20,7 +20,7 @@ from fleetfold.device import own
 from fleetfold.device.budget import Budget
 from fleetfold.device.child import Child
 from fleetfold.device.errands import Errands, answer
-from fleetfold.device.guard import RECHECK, Guard
+from fleetfold.device.guard import EAGER, Guard
 from fleetfold.device.hand import Hand, report, same, unable
 from fleetfold.device.lines import (
     Answered,
@@ -68,13 +68,14 @@ class Supervisor:
         orders = Orders(str(home.path), bundle.device, terms, life, transfer)
         self._child = Child(orders, link.ask, link.wake)
         self._guard = Guard(terms, timer, self._child.cpu)
-        self._herald, self._ledge = Herald(link.say, timer), Ledge(home, timer)
+        self._herald, self._ledge = Herald(link.say, timer), Ledge(home)
         self._hand: Hand | None = None
         self._errands = Errands()
         self._at_work: Hand | Command | None = None
         self._began = self._idle_since = self._measured = timer()
         self._step, self._step_since = Step("loading"), timer()
         self._connected, self._since, self._started = False, timer(), timer()
+        self._why = ""  # it is not connected
         self._remembered = True  # whether the broker has known our session all along
         self._told: deque[Told] = deque(maxlen=5)
 
@@ -100,9 +101,15 @@ class Supervisor:
         try:
             while not stop.is_set():
                 self.turn()
-                self._link.wait(BUSY if self._at_work else RECHECK if self._hand else CALM)
+                self._link.wait(self._rest())
         finally:
             self._leave()
+
+    def _rest(self) -> float:
+        """Seconds until it looks again by itself: what comes by the link ends them."""
+        if self._at_work is not None:
+            return BUSY
+        return CALM if self._connected and self._hand is None else EAGER
 
     def turn(self) -> None:
         """Whatever there is to do now."""
@@ -144,13 +151,15 @@ class Supervisor:
                     self._link.report(entry.report)
             if (last := self._errands.last()) is not None:
                 self._link.answer(last)
+        why = "" if self._link.connected else self._link.why or self._why  # while it tries it has none
+        if why != self._why and why:
+            self._log("not connected", broker=self._link.broker, why=why)
+        self._why = why
         if self._link.connected != self._connected:
             self._connected, self._since = self._link.connected, self._timer()
             if self._connected:
                 self._log("connected", broker=self._link.broker)
                 self._child.send(Look())
-            else:
-                self._log("not connected", broker=self._link.broker, why=self._link.why)
         hand = self._hand
         sure = self._connected and self._remembered and self._timer() - self._since > SURE
         if hand is not None and hand.resumed and sure and not hand.task.late:
@@ -238,7 +247,7 @@ class Supervisor:
         hand = self._hand
         if hand is None:
             return
-        waits = self._guard.waits()
+        waits = self._guard.waits(EAGER)
         if waits:
             failing = ", ".join(c.name for c in self._guard.conditions if not c.holds)
             if failing != hand.waits:
@@ -357,7 +366,7 @@ class Supervisor:
         return State(
             pid=pid, born=born(pid), version=__version__, started=self._started, fleet=self._bundle.fleet,
             device=self._bundle.device, broker=self._link.broker, connected=self._connected,
-            since=self._since, why=self._link.why, worker=self._child.pid, doing=tuple(self._doing()),
+            since=self._since, why=self._why, worker=self._child.pid, doing=tuple(self._doing()),
             conditions=tuple(self._guard.conditions), answers=tuple(self._told), used=self._budget.used,
             terms=self._terms,
         )  # fmt: skip

@@ -50,7 +50,7 @@ from fleetfold.device.terms import Home, Terms
 from fleetfold.errors import BadConfig, BadUpdate, FleetfoldError, Unavailable, blame
 from fleetfold.fold.tensors import header_in
 from fleetfold.messages import Answer, Ask, Command, Grant, Report, Task, UpdateHeader
-from fleetfold.ports import Transfer, pause
+from fleetfold.ports import pause
 from fleetfold.settings import size
 from fleetfold.wiring import device as wiring
 
@@ -71,7 +71,8 @@ class Desk:
     def __init__(self, channel: socket.socket) -> None:
         self._channel, self._lock = channel, threading.Lock()
         self._answers: queue.SimpleQueue[Granted | Denied] = queue.SimpleQueue()
-        self._told = 0.0
+        self._told, self._spent = 0.0, 0
+        self._step: Step | None = None
         self.work: queue.SimpleQueue[Do] = queue.SimpleQueue()
         self.look = threading.Event()
 
@@ -107,20 +108,43 @@ class Desk:
             raise Unavailable(answer.sentence)
         return answer.grant
 
-    def spent(self, up: int, down: int) -> None:
-        self.say(Spent(up + down))
+    def wait(self, failures: int) -> None:
+        """Before the next try of what was Unavailable; less where the link has come back."""
+        self.settle()
+        self.look.wait(pause(failures, FIRST, MOST, random.random()))
+        self.look.clear()
 
-    def progress(self, what: str, done: int, total: int) -> None:
+    def spent(self, sent: int, received: int) -> None:
+        self._spent += sent + received
+        self._tell(done=False)
+
+    def progress(self, step: str, done: int, total: int) -> None:
+        self._step = Step("delivering" if step == "upload" else "fetching", "", done, total)
+        self._tell(done=done >= total)
+
+    def settle(self) -> None:
+        """What was spent is all told."""
+        self._step = None
+        self._tell(done=True)
+
+    def _tell(self, *, done: bool) -> None:
+        """How far a transfer is, not more often than anybody looks."""
         now = time.monotonic()
-        if now - self._told >= OFTEN or done >= total:
-            self._told = now
-            self.say(Step("delivering" if "deliver" in what or "up" in what else "fetching", "", done, total))
+        if now - self._told < OFTEN and not done:
+            return
+        self._told = now
+        if self._spent:
+            self.say(Spent(self._spent))
+            self._spent = 0
+        if self._step is not None:
+            self.say(self._step)
+            self._step = None
 
 
 class Telling:
     """A transfer that says which step of the work this is, and notes what is learned from it."""
 
-    def __init__(self, transfer: Transfer, desk: Desk, learn: Callable[..., None]) -> None:
+    def __init__(self, transfer: wiring.Way, desk: Desk, learn: Callable[..., None]) -> None:
         self._transfer, self._desk, self._learn = transfer, desk, learn
         self.delivered = transfer.delivered
 
@@ -151,7 +175,7 @@ class Bench:
         self._records = wiring.records(self._home.path, "worker")
         self._journal = Journal(self._records, orders.device, orders.life)
         self._transfer = wiring.transfer_by(
-            orders.transfer, self._home.path, desk.ask, desk.spent, desk.progress
+            orders.transfer, self._home.path, desk.ask, desk.wait, desk.spent, desk.progress
         )
         self._told = Telling(self._transfer, desk, lambda **facts: own.learn(self._records, **facts))
         self._agent: Agent | None = None
@@ -192,10 +216,8 @@ class Bench:
                 self._try(task)
                 break
             except Unavailable as error:
-                seconds = pause(tries, FIRST, MOST, random.random())
-                self._desk.say(Step("paused", f"{error.sentence}; again in {seconds:.0f} s"))
-                self._desk.look.wait(seconds)
-                self._desk.look.clear()
+                self._desk.say(Step("paused", f"{error.sentence}; tried again within {MOST:.0f} s"))
+                self._desk.wait(tries)
                 tries += 1
         if (self._home.cache / task.digest).exists():
             own.learn(self._records, model=task.digest)
@@ -244,7 +266,7 @@ class Bench:
         model = self._own()
         self._desk.say(Step("delivering", total=len(model)))
         digest = hashlib.sha256(model).hexdigest()
-        self._transfer.deliver(as_task(command, most=len(model)), model)
+        self._transfer.put(command.upload, memoryview(model))
         return msgspec.structs.replace(answer, digest=digest, size=len(model))
 
     def _set(self, command: Command, answer: Answer) -> Answer:
@@ -256,7 +278,7 @@ class Bench:
 
     def _fetched(self, command: Command) -> bytes | memoryview:
         self._desk.say(Step("fetching", total=command.size))
-        model = self._transfer.fetch(as_task(command))
+        model = self._transfer.take(command.model, command.digest, command.size)
         found = hashlib.sha256(model).hexdigest()
         if found != command.digest:
             raise Unavailable(f"the model has sha256 {found[:12]}…, the command says {command.digest[:12]}…")
@@ -271,15 +293,6 @@ class Bench:
     def _no_memory(self) -> str:
         limit = self._orders.terms.memory
         return f"not enough memory: the limit is {size(limit)}" if limit else "not enough memory"
-
-
-def as_task(command: Command, most: int = 0) -> Task:
-    """A command in the words that a transfer knows. Its run is one that no coordinator has."""
-    run = "command-" + hashlib.sha256(command.id.encode()).hexdigest()[:16]
-    return Task(
-        run=run, round=0, kind="evaluate", device=command.device, model=command.model, digest=command.digest,
-        size=command.size, update=command.upload, most=most, seed=0, deadline=0.0,
-    )  # fmt: skip
 
 
 def refused(task: Task, reason: str) -> Report:
@@ -316,6 +329,7 @@ def serve(orders: Orders) -> None:
                 desk.say(Answered(bench.command(work.command)))
             else:
                 bench.load()
+            desk.settle()
             desk.say(Done())
 
 

@@ -7,13 +7,12 @@ cache/       models      spool/         updates          state.json  for `agent 
 
 import fcntl
 import os
-import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from fleetfold import bundle
 from fleetfold.adapters.connection import Connection
@@ -23,12 +22,21 @@ from fleetfold.adapters.sqlite import SqliteRecords
 from fleetfold.bundle import Bundle
 from fleetfold.errors import Unavailable
 from fleetfold.messages import Ask, Grant
-from fleetfold.ports import Records, Transfer, pause
+from fleetfold.ports import Records, Transfer
 from fleetfold.wiring.faults import faulty
 
 LINK = "fleetfold.wiring.device:link"
 TRANSFER = "fleetfold.wiring.device:transfer"
 """module:name of what makes a device's way to its fleet, and to objects: its own process makes it there."""
+
+
+class Way(Transfer, Protocol):
+    """A device's way to objects, also outside of any round."""
+
+    def take(self, address: str, digest: str, size: int) -> bytes | memoryview:
+        """The model of that digest."""
+
+    def put(self, address: str, data: memoryview) -> None: ...
 
 
 def link(own: Bundle) -> MqttLink:
@@ -40,13 +48,13 @@ def link(own: Bundle) -> MqttLink:
 def transfer(
     home: Path,
     ask: Callable[[Ask], Grant],
+    wait: Callable[[int], None],
     spent: Callable[[int, int], None],
     progress: Callable[[str, int, int], None],
-) -> Transfer:
+) -> Way:
     """The device's way to objects, over signed addresses."""
     from fleetfold.adapters.https import SignedTransfer  # for the worker alone: it needs numpy
 
-    wait: Callable[[int], None] = lambda n: time.sleep(pause(n, 0.5, 30.0, random.random()))  # noqa: E731
     own = bundle.load(home / "bundle.json")
     return SignedTransfer(home, own, ask, wait, spent=spent, progress=progress)
 
@@ -55,8 +63,8 @@ def link_by(reference: str, bundle: Bundle) -> Any:
     return faulty("agent", _named(reference)(bundle))
 
 
-def transfer_by(reference: str, *doors: Any) -> Transfer:
-    made: Transfer = faulty("worker", _named(reference)(*doors))
+def transfer_by(reference: str, *doors: Any) -> Way:
+    made: Way = faulty("worker", _named(reference)(*doors))
     return made
 
 
