@@ -1,12 +1,10 @@
-"""The fleet's broker: Debian's Mosquitto, a child of the hub that dies with it, and knows what the records
-say of who belongs.
+"""The fleet's broker: Debian's Mosquitto, a child of the hub that dies with it.
 
 start ─▶ configuration, rights and revocations, all from the records ─▶ mosquitto
 enroll, revoke (of any process) ─▶ record ─▶ tell: ┌ revocations: such a certificate ends at TLS (not
                                                    │ over WebSockets, where Mosquitto does not look)
                                                    └ rights, by the clerk: who is connected is cut off,
                                                      and has none should it come again
-A broker that does not run is told nothing: it reads the records when it starts.
 """
 
 import fcntl
@@ -91,10 +89,8 @@ class Broker:
                 )  # fmt: skip
             lock.write(str(self._process.pid))
             lock.flush()
-            most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-            resource.prlimit(
-                self._process.pid, resource.RLIMIT_NOFILE, (most, most)
-            )  # a file for each device
+            files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # it needs one for each device
+            resource.prlimit(self._process.pid, resource.RLIMIT_NOFILE, (files, files))
             self._await(place)
 
     def alive(self) -> bool:
@@ -117,7 +113,7 @@ class Broker:
         self.start()
 
     def _await(self, place: Site) -> None:
-        """Until it answers: it listens before it knows what to do with a signal."""
+        """Until it answers: it listens before it can."""
         assert self._process is not None
         give_up, why = time.monotonic() + PATIENCE, ""
         while self._process.poll() is None and time.monotonic() < give_up:
@@ -141,7 +137,8 @@ class Broker:
 
 def tell(folder: Path, records: Records, device: str) -> bool:
     """Have the broker, whosever child it is, know the device as the records do now; whoever has an older
-    credential of it is cut off. → whether one runs. Raises Unavailable: the record stands, tell it again."""
+    credential of it is cut off. → whether one runs: if not, it reads the records when it starts. Raises
+    Unavailable: the record stands, tell it again."""
     with locked(folder):
         if not _runs(folder):
             return False
