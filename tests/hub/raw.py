@@ -9,7 +9,8 @@ import socket
 import ssl
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,12 @@ def trust(site: Enrolled, pair: Pair | None) -> ssl.SSLContext:
     return context
 
 
+def at_once(opened: Any) -> None:
+    """Sent when it is said, and not together with what may come after."""
+    if isinstance(opened, socket.socket):
+        opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+
 class Raw:
     def __init__(
         self, site: Enrolled, pair: Pair | None, *, websockets: bool = False, client_id: str = "",
@@ -57,6 +64,7 @@ class Raw:
             CallbackAPIVersion.VERSION2, client_id, protocol=MQTTProtocolVersion.MQTTv5,
             transport="websockets" if websockets else "tcp", reconnect_on_failure=False,
         )  # fmt: skip
+        self._client.on_socket_open = lambda c, u, opened: at_once(opened)
         self._client.on_connect = self._on_connect
         self._client.on_disconnect = lambda c, u, flags, code, p: self._note(inside=False, why=str(code))
         self._client.on_message = lambda c, u, m: self._hear((m.topic, m.payload))
@@ -105,14 +113,16 @@ class Raw:
         self._client.loop_stop()
 
     def _asked(self, ask: Callable[[], int | None]) -> str:
+        if not self.inside:
+            return "gone"
         mid = ask()
         assert mid is not None
         self.until(lambda: mid in self._answers or not self.inside)
         return self._answers.get(mid, "gone")
 
     def _on_connect(self, client: Client, data: Any, flags: Any, code: Any, properties: Any) -> None:
-        self._note(inside=not code.is_failure, why=str(code) if code.is_failure else "")
         self.session_present = flags.session_present
+        self._note(inside=not code.is_failure, why=str(code) if code.is_failure else "")
 
     def _note(self, *, inside: bool, why: str) -> None:
         with self._changed:
@@ -128,3 +138,9 @@ class Raw:
         with self._changed:
             self._answers[mid] = str(code)
             self._changed.notify_all()
+
+
+@contextmanager
+def leaving(client: Raw) -> Iterator[Raw]:
+    yield client
+    client.leave()

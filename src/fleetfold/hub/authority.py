@@ -8,6 +8,7 @@ HOME/hub/   hub.json       where the hub is found           ca.pem ca.key     si
 """
 
 import fcntl
+import hashlib
 import ipaddress
 import re
 import secrets
@@ -140,7 +141,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 def new(fleet: str) -> Authority:
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"fleetfold {fleet}"[:64])])
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"fleetfold {fleet}"[:64].lower())])
     builder = _certificate(name, name, key.public_key(), key.public_key(), x509.random_serial_number())
     builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
     builder = builder.add_extension(_usage(signs_others=True), critical=True)
@@ -212,6 +213,14 @@ def revocations(authority: Authority, ids: Sequence[str]) -> str:
         revoked = x509.RevokedCertificateBuilder().serial_number(int(id, 16)).revocation_date(FIRST).build()
         builder = builder.add_revoked_certificate(revoked)
     return builder.sign(authority.key, hashes.SHA256()).public_bytes(Encoding.PEM).decode()
+
+
+def issuer_hash(authority: Authority) -> str:
+    """What OpenSSL calls the files of this issuer: the SHA-1 of its name without the outermost header. It
+    takes names in lower case, as `new` gives them."""
+    name = authority.certificate.subject.public_bytes()
+    assert name[1] < 128  # the header has two bytes
+    return hashlib.sha1(name[2:], usedforsecurity=False).digest()[3::-1].hex()
 
 
 def _certificate(

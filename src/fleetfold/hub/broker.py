@@ -1,22 +1,21 @@
-"""The fleet's broker: Debian's Mosquitto, a child of the hub that dies with it, and knows what the records
-say of who belongs.
+"""The fleet's broker: Debian's Mosquitto, a child of the hub that dies with it.
 
 start ─▶ configuration, rights and revocations, all from the records ─▶ mosquitto
-enroll, revoke (of any process) ─▶ record ─▶ tell: ┌ revocations, SIGHUP: such a certificate ends at TLS
-                                                   └ rights by the clerk: who is connected is cut off
-A broker that does not run is told nothing: it reads the records when it starts.
+enroll, revoke (of any process) ─▶ record ─▶ tell: ┌ revocations: such a certificate ends at TLS (not
+                                                   │ over WebSockets, where Mosquitto does not look)
+                                                   └ rights, by the clerk: who is connected is cut off,
+                                                     and has none should it come again
 """
 
 import fcntl
 import os
 import resource
 import shutil
-import signal
 import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from glob import glob
 from pathlib import Path
 from typing import TextIO
@@ -26,7 +25,7 @@ import msgspec
 from fleetfold.bundle import private
 from fleetfold.errors import BadConfig, Unavailable
 from fleetfold.hub import rights
-from fleetfold.hub.authority import Site, load, locked, revocations, site
+from fleetfold.hub.authority import Site, issuer_hash, load, locked, revocations, site
 from fleetfold.hub.clerk import Clerk
 from fleetfold.hub.enrol import Credential, credential, credentials
 from fleetfold.messages import LIMIT
@@ -34,6 +33,8 @@ from fleetfold.ports import Records
 
 PATIENCE = 20.0
 """Seconds that a broker may take to start, or to end."""
+ENDING = 5.0
+"""Seconds that the broker of a hub which was killed may take to end."""
 PACKET = LIMIT + 8 * 1024
 """Bytes of one packet: a message, its topic and its properties."""
 QUEUED, QUEUED_BYTES = 20_000, 64 * 1024 * 1024
@@ -42,6 +43,18 @@ SESSION = "14d"
 """How long the broker keeps messages for a client that is away."""
 LOG = 16 * 1024 * 1024
 """Bytes of its log; then it begins anew, and the one before is kept beside it."""
+OPENSSL = """openssl_conf = all
+[all]
+ssl_conf = tls
+[tls]
+system_default = every
+[every]
+MinProtocol = TLSv1.2
+CipherString = DEFAULT:@SECLEVEL=2
+Options = -SessionTicket
+NumTickets = 0
+"""
+"""Debian's own settings, and that no session is taken up again: that would pass by the revocations."""
 PLUGIN = "mosquitto_dynamic_security.so"
 PLUGINS = ("/usr/lib/*-linux-*", "/usr/lib64", "/usr/lib", "/usr/local/lib", "/opt/homebrew/lib")
 
@@ -62,21 +75,22 @@ class Broker:
             for port in filter(None, (place.mqtt, place.websockets)):
                 _check_free(place.listen, port)
             known = credentials(self._records)
-            _write_revocations(folder, known)
+            shutil.rmtree(folder / "revoked", ignore_errors=True)
+            revoked = _shut_out(folder, known)
             private(folder / "rights.json", msgspec.json.encode(rights.document(place.fleet, known)))
-            private(folder / "mosquitto.conf", configuration(folder, place, plugin).encode())
+            private(folder / "mosquitto.conf", configuration(folder, place, plugin, revoked).encode())
+            private(folder / "openssl.cnf", OPENSSL.encode())
             self._trim()
             with (folder / "mosquitto.log").open("ab") as log:
                 self._process = subprocess.Popen(
                     [*_dies_with_us(), program, "-c", str(folder / "mosquitto.conf")],
                     stdin=subprocess.DEVNULL, stdout=log, stderr=log, pass_fds=(lock.fileno(),),
+                    env={**os.environ, "OPENSSL_CONF": str(folder / "openssl.cnf")},
                 )  # fmt: skip
             lock.write(str(self._process.pid))
             lock.flush()
-            most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-            resource.prlimit(
-                self._process.pid, resource.RLIMIT_NOFILE, (most, most)
-            )  # a file for each device
+            files = resource.getrlimit(resource.RLIMIT_NOFILE)[1]  # it needs one for each device
+            resource.prlimit(self._process.pid, resource.RLIMIT_NOFILE, (files, files))
             self._await(place)
 
     def alive(self) -> bool:
@@ -99,7 +113,7 @@ class Broker:
         self.start()
 
     def _await(self, place: Site) -> None:
-        """Until it answers: it listens before it knows what to do with a signal."""
+        """Until it answers: it listens before it can."""
         assert self._process is not None
         give_up, why = time.monotonic() + PATIENCE, ""
         while self._process.poll() is None and time.monotonic() < give_up:
@@ -123,16 +137,13 @@ class Broker:
 
 def tell(folder: Path, records: Records, device: str) -> bool:
     """Have the broker, whosever child it is, know the device as the records do now; whoever has an older
-    credential of it is cut off. → whether one runs. Raises Unavailable: the record stands, tell it again."""
+    credential of it is cut off. → whether one runs: if not, it reads the records when it starts. Raises
+    Unavailable: the record stands, tell it again."""
     with locked(folder):
-        process = _running(folder)
-        if process is None:
+        if not _runs(folder):
             return False
         place, current = site(folder), credential(records, device)
-        _write_revocations(folder, credentials(records))
-        with suppress(ProcessLookupError):
-            signal.pidfd_send_signal(process, signal.SIGHUP)
-        os.close(process)
+        _shut_out(folder, credentials(records))
         if current is None:
             return True
         try:
@@ -149,7 +160,7 @@ def tell(folder: Path, records: Records, device: str) -> bool:
     return True
 
 
-def configuration(folder: Path, place: Site, plugin: str) -> str:
+def configuration(folder: Path, place: Site, plugin: str, revoked: Path) -> str:
     """Of Mosquitto. A client is named by its certificate alone, as user and as client: nobody takes
     another's place, and a device that comes again takes its own."""
     lines = [
@@ -176,7 +187,8 @@ def configuration(folder: Path, place: Site, plugin: str) -> str:
                 f"listener {port} {place.listen}".rstrip(),
                 f"protocol {protocol}",
                 f"cafile {folder / 'ca.pem'}",
-                f"crlfile {folder / 'revoked.pem'}",
+                f"crlfile {revoked}",
+                f"capath {revoked.parent}",  # where those to come are looked for
                 f"certfile {folder / 'server.pem'}",
                 f"keyfile {folder / 'server.key'}",
                 "tls_version tlsv1.2",
@@ -187,9 +199,15 @@ def configuration(folder: Path, place: Site, plugin: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _write_revocations(folder: Path, known: Sequence[Credential]) -> None:
+def _shut_out(folder: Path, known: Sequence[Credential]) -> Path:
+    """Write the next list of revocations: its name is that of its issuer and a number, from 0 without gaps.
+    OpenSSL looks for the next one at each handshake and keeps all that it has read, so that no signal is
+    needed; Mosquitto 2.0.11 with WebSockets does not survive the one that there is."""
+    authority, lists = load(folder), folder / "revoked"
     void = sorted(id for credential in known for id in credential.void)
-    private(folder / "revoked.pem", revocations(load(folder), void).encode())
+    path = lists / f"{issuer_hash(authority)}.r{len(list(lists.glob('*.r*')))}"
+    private(path, revocations(authority, void).encode())
+    return path
 
 
 # The child and who may have it
@@ -198,9 +216,8 @@ def _write_revocations(folder: Path, known: Sequence[Credential]) -> None:
 @contextmanager
 def _sole(folder: Path) -> Iterator[TextIO]:
     """The lock that a broker holds as long as it lives, whoever started it. Raises BadConfig if one does."""
-    give_up = time.monotonic() + 5  # that of a hub which was killed is about to end
-    while (process := _running(folder)) is not None:
-        os.close(process)
+    give_up = time.monotonic() + ENDING
+    while _runs(folder):
         if time.monotonic() > give_up:
             pid = (folder / "broker.lock").read_text()
             raise BadConfig(f"a broker of {folder} runs already, as process {pid}", next=f"kill {pid}")
@@ -210,33 +227,14 @@ def _sole(folder: Path) -> Iterator[TextIO]:
         yield lock
 
 
-def _running(folder: Path) -> int | None:
-    """A handle of the broker's process, which no other process can come to bear; None: there is none."""
+def _runs(folder: Path) -> bool:
     try:
-        lock = (folder / "broker.lock").open("r+")
+        with (folder / "broker.lock").open("r+") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except FileNotFoundError:
-        return None
-    with lock:
-        give_up = time.monotonic() + 5
-        while _held(lock):
-            lock.seek(0)
-            with suppress(ValueError, ProcessLookupError):  # it is about to note its number, or to end
-                process = os.pidfd_open(int(lock.read()))
-                if _held(lock):
-                    return process
-                os.close(process)
-            if time.monotonic() > give_up:
-                raise Unavailable(f"{lock.name} is held, but not by a broker", next="fleetfold hub")
-            time.sleep(0.02)
-    return None
-
-
-def _held(lock: TextIO) -> bool:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return False
     except BlockingIOError:
         return True
-    fcntl.flock(lock, fcntl.LOCK_UN)
     return False
 
 
