@@ -49,7 +49,7 @@ def init(
     websockets: Annotated[int, Parameter(help="port of the broker for WebSockets; 0: none")] = 0,
     objects: Annotated[
         str,
-        Parameter(help="keep models and updates in s3://, gs:// or az://: no byte of them passes the hub"),
+        Parameter(help="keep models and updates in s3://, gs:// or az://; no byte passes the hub"),
     ] = "",
 ) -> None:
     """Make the hub in `FLEETFOLD_HOME/hub`: its certificate authority, its keys, its ports.

@@ -64,8 +64,8 @@ class Hub:
             folder, broker or own, self._site.fleet, self._signer, log, self._woken.set
         )
         self._door = Door(
-            wiring.files(home), tls(*(folder / name for name in SERVER)), secret, self._current, self._arrived,
-            log, time.time, host=self._site.listen, port=self._site.door,
+            wiring.files(home), tls(*(folder / name for name in SERVER)), secret, self._current,
+            self._arrived, log, time.time, host=self._site.listen, port=self._site.door,
         )  # fmt: skip
         self._registrar = Registrar(self._fleet)
         self._driver: Driver | None = None
