@@ -47,6 +47,9 @@ def init(
     mqtt_port: Annotated[int, Parameter(help="of the broker")] = 8883,
     door_port: Annotated[int, Parameter(help="of the door for objects, over HTTPS")] = 8443,
     websockets: Annotated[int, Parameter(help="port of the broker for WebSockets; 0: none")] = 0,
+    door_url: Annotated[
+        str, Parameter(help="where devices find the door, if not at HOST and its port: https://HOST:PORT")
+    ] = "",
     objects: Annotated[
         str,
         Parameter(help="keep models and updates in s3://, gs:// or az://; no byte passes the hub"),
@@ -72,6 +75,7 @@ def init(
         mqtt=mqtt_port,
         websockets=websockets,
         door=door_port,
+        door_url=door_url,
         objects=objects,
     )
     folder = wiring.folder(home())

@@ -68,7 +68,8 @@ def enroll(records: Records, folder: Path, device: str, now: float, csr: str = "
     fresh = Credential(device=device, id=id, issued_at=now)
     _change(records, device, lambda old: replace(fresh, past=(*old.past, old.id)) if old else fresh)
     return Bundle(
-        fleet=place.fleet, device=device, brokers=place.brokers, authority=authority.pem,
+        fleet=place.fleet, device=device, brokers=place.brokers, door=place.base,
+        authority=authority.pem,
         certificate=certificate, key=key,
     )  # fmt: skip
 

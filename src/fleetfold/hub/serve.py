@@ -54,7 +54,7 @@ class Hub:
         self._fleet = Ledger(self._records)
         self._objects, store = wiring.objects(home, self._site.objects)
         self._woken, self._stopping = threading.Event(), threading.Event()
-        self._base = f"https://{_host(self._site.hosts[0])}:{self._site.door}"
+        self._base = self._site.base
         secret = (folder / "signing.key").read_bytes()
         self._signer: Signer = store or HubSigner(secret, self._base, time.time)
         self._stored = Stored()
@@ -215,7 +215,3 @@ class Hub:
         with suppress(FleetfoldError):
             self._told_at = float("-inf")
             self._tell()
-
-
-def _host(name: str) -> str:
-    return f"[{name}]" if ":" in name else name

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from fleetfold import bundle
 from fleetfold.adapters.connection import Connection
@@ -56,7 +57,8 @@ def transfer(
     from fleetfold.adapters.https import SignedTransfer  # for the worker alone: it needs numpy
 
     own = bundle.load(home / "bundle.json")
-    return SignedTransfer(home, own, ask, wait, spent=spent, progress=progress)
+    hosts = [host] if (host := urlsplit(own.door).hostname) else []
+    return SignedTransfer(home, own, ask, wait, hosts=hosts, spent=spent, progress=progress)
 
 
 def link_by(reference: str, bundle: Bundle) -> Any:
