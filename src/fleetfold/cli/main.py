@@ -12,7 +12,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from fleetfold import __version__
+from fleetfold.cli.ask import ask
 from fleetfold.cli.demo import demo
+from fleetfold.cli.device import agent, join
 from fleetfold.cli.export import export
 from fleetfold.cli.hub import enroll, hub, revoke
 from fleetfold.cli.init import init
@@ -33,7 +35,9 @@ app = App(
     version_flags=["--version"],
     help_format="markdown",
 )
-for command in (demo, init, run, sim, runs, show, devices, export, split, plan, hub, enroll, revoke):
+for command in (
+    demo, init, run, sim, runs, show, devices, export, split, plan, hub, enroll, revoke, ask, join, agent,
+):  # fmt: skip
     app.command(command)
 
 
