@@ -33,6 +33,7 @@ from fleetfold.coordinator.opening import next_round
 from fleetfold.coordinator.policy import Policies
 from fleetfold.coordinator.registry import Stopwatch, by_own_clock, teach
 from fleetfold.coordinator.sources import header_of
+from fleetfold.coordinator.spreading import ways_there
 from fleetfold.errors import Unavailable
 from fleetfold.fold.gate import largest
 from fleetfold.fold.plan import Site
@@ -289,10 +290,13 @@ class Coordinator:
         key = layout.model(round.run, round.base)
         size = self._objects.size(key) or 0
         if round.kind == "evaluate":
-            return tasks(round, run, cohort, dict.fromkeys(cohort, Way()), size, largest(None))
+            return tasks(round, run, cohort, dict.fromkeys(cohort, Way()), {}, size, largest(None))
         model = self._header(key)
         how = ways(cohort, model, run.settings, self._policies.codec, self._ledger.fleet)
-        return tasks(round, run, cohort, how, size, largest(model))
+        shorts = {}
+        if run.settings.send == "difference":
+            shorts = ways_there(self._ledger, self._objects, round, cohort)
+        return tasks(round, run, cohort, how, shorts, size, largest(model))
 
     def _fold(self, round: Round) -> Event:
         run, _ = self._run()

@@ -48,7 +48,7 @@ def ask(home: Path, device: str, what: str, subject: Subject, seconds: float) ->
     if known is None or not known.counts:
         raise BadConfig(f"{device} does not belong to this fleet", next="fleetfold devices")
     id = secrets.token_hex(8)
-    folder = f"commands/{id}"
+    folder = f"commands/{id}."
     command = _command(home, objects, folder, id, device, what, subject)
     try:
         desk.order(records, command)
@@ -60,8 +60,9 @@ def ask(home: Path, device: str, what: str, subject: Subject, seconds: float) ->
                 raise Unavailable(f"what {device} sent is not what it said", next="ask again")
         return answer, got
     finally:
-        for key in objects.list(f"{folder}/"):
-            objects.delete(key)
+        for key in (command.model, command.upload):
+            if key.startswith(folder):
+                objects.delete(key)
 
 
 def _command(
@@ -73,7 +74,7 @@ def _command(
             data = subject.file.read_bytes()
         except OSError as error:
             raise BadConfig(f"{subject.file}: {error.strerror}") from None
-        model, digest, size = f"{folder}/model.safetensors", hashlib.sha256(data).hexdigest(), len(data)
+        model, digest, size = f"{folder}model.safetensors", hashlib.sha256(data).hexdigest(), len(data)
         objects.put(model, [data])
     elif subject.run:
         model, digest, size = _of_run(home, objects, subject)
@@ -84,7 +85,7 @@ def _command(
     return Command(
         id=id, device=device, what=what, run=subject.run, model="" if getting else model,  # type: ignore[arg-type]
         digest=digest, size=most if getting else size,
-        upload=f"{folder}/{device}.safetensors" if getting else "",
+        upload=f"{folder}{device}.safetensors" if getting else "",
     )  # fmt: skip
 
 

@@ -54,7 +54,7 @@ def parse(text: str) -> Condition:
         if len(text) > LONGEST:
             raise _bad(text, f"it has more than {LONGEST} characters")
         found = _truth(ast.parse(text.strip(), mode="eval").body, text)
-    except (SyntaxError, ValueError, RecursionError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise _bad(text, str(error).partition(" (")[0]) from None
     return found
 
