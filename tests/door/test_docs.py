@@ -20,6 +20,7 @@ import sys
 import textwrap
 import tomllib
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -57,6 +58,7 @@ class Place:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("FLEETFOLD_") and k != "COLUMNS"}
         bin = Path(sys.executable).parent
         self._environment = {**kept, "PATH": f"{bin}:{kept['PATH']}", "NO_COLOR": "1"}
+        self._left: list[int] = []
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         """One command, and an end to whatever it started if it does not come back."""
@@ -69,7 +71,16 @@ class Place:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             raise
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, 0)
+            self._left.append(process.pid)  # something of it goes on in the background
         return subprocess.CompletedProcess(words, process.returncode, said)
+
+    def close(self) -> None:
+        """End what the page has left running: its own last word may not have been reached."""
+        for group in self._left:
+            with suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGTERM)
 
     def shell(self, command: str) -> subprocess.CompletedProcess[str]:
         leave = f'code=$?; {{ declare -px; printf "cd %q\\n" "$PWD"; }} > "{self._state}"; exit $code'
@@ -98,28 +109,26 @@ def blocks(page: Path) -> Iterator[Block]:
 def test_every_block_of_this_page_does_what_it_says(page: Path, tmp_path: Path) -> None:
     if page.name == "privacy.md":
         pytest.importorskip("dp_accounting")
-    place = None
-    for block in blocks(page):
-        if block.language in ("console", "python", "toml") and place is None:
-            (tmp_path / "page").mkdir()
-            place = Place(tmp_path / "page")
-        match block.language:
-            case "console":
-                converse(block, place)
-            case "python":
-                execute(block, place)
-            case "toml":
-                settle(block, place)
-            case "text" | "mermaid":
-                pass
-            case "":
-                said = f"{block.where}: commands are shown in ```console blocks, where they are tested"
-                assert not re.search(r"^\$ ", block.text, re.M), said
-            case other:
-                pytest.fail(
-                    f"{block.where}: a block in {other!r} is not tested; "
-                    "use console, python or toml, or text for what does not run"
-                )
+    (tmp_path / "page").mkdir()
+    with closing(Place(tmp_path / "page")) as place:
+        for block in blocks(page):
+            match block.language:
+                case "console":
+                    converse(block, place)
+                case "python":
+                    execute(block, place)
+                case "toml":
+                    settle(block, place)
+                case "text" | "mermaid":
+                    pass
+                case "":
+                    said = f"{block.where}: commands are shown in ```console blocks, where they are tested"
+                    assert not re.search(r"^\$ ", block.text, re.M), said
+                case other:
+                    pytest.fail(
+                        f"{block.where}: a block in {other!r} is not tested; "
+                        "use console, python or toml, or text for what does not run"
+                    )
 
 
 # Commands
@@ -154,7 +163,9 @@ def commands(block: Block) -> Iterator[tuple[str, list[str]]]:
     return iter(found)
 
 
-INSTALLS = re.compile(r"(make|git clone|(\S+/)?pip3? install|python3? -m venv|source|\.) ")
+INSTALLS = re.compile(
+    r"(make|git clone|(sudo )?apt install|(\S+/)?pip3? install|python3? -m venv|source|\.) "
+)
 
 
 def rehearsed(block: Block, command: str, place: Place) -> bool:
