@@ -134,7 +134,8 @@ def takes(name: str) -> str:
         return "yes or no"
     if kind in (int, float):
         return ("a whole number" if kind is int else "a number") + bounds(meta)
-    return "a path" if kind is str else "a table"
+    words = {"where": "a condition", "tensors": "patterns"}
+    return words.get(name, "a path") if kind is str else "a table"
 
 
 def bounds(meta: msgspec.Meta) -> str:
