@@ -5,13 +5,14 @@ from cyclopts import App
 from bench.attack import attack
 from bench.buffered import buffered
 from bench.codecs import codecs
+from bench.fleet import fleet
 from bench.fold import fold
 from bench.overhead import overhead
 from bench.privacy import privacy
 from bench.proximal import proximal
 from bench.selection import select
 
-BENCHMARKS = (overhead, fold, select, buffered, attack, codecs, proximal, privacy)
+BENCHMARKS = (overhead, fold, select, buffered, attack, codecs, proximal, privacy, fleet)
 
 app = App(
     name="python -m bench",
