@@ -2,6 +2,7 @@
 
 from cyclopts import App
 
+from bench.agent import agent
 from bench.attack import attack
 from bench.buffered import buffered
 from bench.codecs import codecs
@@ -12,7 +13,7 @@ from bench.privacy import privacy
 from bench.proximal import proximal
 from bench.selection import select
 
-BENCHMARKS = (overhead, fold, select, buffered, attack, codecs, proximal, privacy, fleet)
+BENCHMARKS = (overhead, fold, select, buffered, attack, codecs, proximal, privacy, fleet, agent)
 
 app = App(
     name="python -m bench",

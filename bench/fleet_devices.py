@@ -2,7 +2,7 @@
 
     one loop, all connections ──task──▶ threads: Agent.handle ──▶ door, status
 
-    python -P bench/fleet_devices.py FOLDER BUNDLES THREADS  ─▶ {"connected": seconds}, when all are there
+    python -P bench/fleet_devices.py FOLDER BUNDLES THREADS  ─▶ {"connected": seconds, …}, when all are there
                                           at the end of stdin ─▶ {"handed": …, "uploaded": …, …}
 
 What differs from `join`: no process each, journals in memory, and no conditions.
@@ -99,6 +99,9 @@ class Crowd:
         for _ in range(threads):
             threading.Thread(target=self._labour, daemon=True).start()
 
+    def __len__(self) -> int:
+        return len(self._members)
+
     @property
     def connected(self) -> bool:
         return all(member.link.connected for member in self._members)
@@ -171,6 +174,11 @@ class Crowd:
                     time.sleep(pause(tried, 1.0, 60.0, random.random()))
 
 
+def _await_end(ended: threading.Event) -> None:
+    os.read(0, 1)
+    ended.set()
+
+
 def where(task: Task) -> str:
     return f"{task.run} {task.round}"
 
@@ -179,11 +187,11 @@ def main(folder: Path, bundles: Path, threads: int) -> None:
     crowd = Crowd(folder, msgspec.json.decode(bundles.read_bytes(), type=list[Bundle]), threads)
     say: Any = lambda **words: print(msgspec.json.encode(words).decode(), flush=True)  # noqa: E731
     ended = threading.Event()
-    threading.Thread(target=lambda: (os.read(0, 1), ended.set()), daemon=True).start()
+    threading.Thread(target=_await_end, args=(ended,), daemon=True).start()
     start = time.monotonic()
     while not crowd.connected and not ended.is_set():
         crowd.turn(0.1)
-    say(connected=time.monotonic() - start)
+    say(connected=time.monotonic() - start, devices=len(crowd))
     while not ended.is_set():
         crowd.turn(1.0)
     say(handed=crowd.handed, uploaded=crowd.uploaded, lost=crowd.lost, unavailable=crowd.unavailable)
