@@ -95,7 +95,7 @@ class Crowd:
             end.setblocking(False)
         self._selector.register(self._wake, selectors.EVENT_READ)
         for member in self._members:
-            member.connection.pressed = lambda member=member: self._press(member)  # type: ignore[misc]
+            member.connection.wanting = lambda member=member: self._press(member)  # type: ignore[misc]
         for _ in range(threads):
             threading.Thread(target=self._labour, daemon=True).start()
 

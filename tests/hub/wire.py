@@ -66,12 +66,16 @@ def bus_at(site: Enrolled, log: list[str] | None = None) -> MqttBus:
 
 def link_at(site: Enrolled, device: str, timer: Callable[[], float] = time.monotonic) -> MqttLink:
     """A device's end, connected."""
-    bundle = site.bundles[device]
-    connection = Connection(device, bundle.brokers[:1], context(bundle), first=QUICK)
-    link = MqttLink(connection, bundle.fleet, device, timer)
+    link = MqttLink(connection_of(site, device), site.place.fleet, device, timer)
     link.start()
     soon(lambda: link.connected)
     return link
+
+
+def connection_of(site: Enrolled, device: str) -> Connection:
+    """A device's, not made yet."""
+    bundle = site.bundles[device]
+    return Connection(device, bundle.brokers[:1], context(bundle), first=QUICK)
 
 
 class Settled:

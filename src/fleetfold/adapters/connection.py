@@ -138,7 +138,10 @@ class Connection:
         if self._client.want_write():
             self._client.loop_write()
         self._client.loop_misc()
-        return self._client.socket() is not None
+        stands = self._client.socket() is not None
+        if stands and self._client.want_write():
+            self.wanting()  # queued while the last of what was before it went out: nobody has said so
+        return stands
 
     # In the thread
 
