@@ -64,34 +64,12 @@ def test_proximal_prints_a_row_for_each_strength_and_the_stronger_goes_less_far(
 
 
 def test_fleet_prints_what_devices_at_a_real_hub_cost_it() -> None:
-    few = [
-        "--devices",
-        "12",
-        "--enrolled",
-        "20",
-        "--cohort",
-        "5",
-        "--rounds",
-        "1",
-        "--small",
-        "2",
-        "--idle",
-        "1",
-    ]
-    done = bench("fleet", "--json", *few)
+    few = {"devices": 12, "enrolled": 20, "cohort": 5, "rounds": 1, "small": 2, "idle": 1}
+    done = bench("fleet", "--json", *(f"--{name}={count}" for name, count in few.items()))
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert (found["devices"], found["enrolled"]) == (12, 20)
-    measured = {
-        "round_1000_s",
-        "hub_peak_mb",
-        "task_p99_ms",
-        "task_p99_ms_10",
-        "publish_10000_s",
-        "connected_s",
-    }
-    assert all(found[name] > 0 for name in measured), found
-    assert 0 <= found["idle_core"]
+    assert all(figure > 0 for name, figure in found.items() if name != "idle_core"), found
     assert "0 connections were lost; 0 times something was unavailable" in done.stderr
 
 
