@@ -198,13 +198,13 @@ class Hub:
         if time.monotonic() - self._told_at < desk.TELL:
             return
         self._told_at = time.monotonic()
-        fleet, link = self._fleet.fleet(), self._connection
+        (online, known), link = self._registrar.count(time.time()), self._connection
         ignored = self._bus.ignored.counts | (self._driver.ignored if self._driver else {})
         told = desk.Status(
             pid=os.getpid(), started_at=self._started_at, told_at=time.time(),
             broker=link.address, connected=link.connected, why=link.why, door=self._base,
             run=self._driver.run if self._driver else "", saying=self._said,
-            online=sum(bool(d.says and d.says.online) for d in fleet), known=len(fleet),
+            online=online, known=known,
             ignored=ignored, refused=dict(self._door.refused),
         )  # fmt: skip
         desk.tell(self._records, told)
