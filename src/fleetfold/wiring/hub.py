@@ -30,6 +30,9 @@ from fleetfold.wiring import local
 from fleetfold.wiring.faults import faulty
 from fleetfold.wiring.local import FLEET, SITE, Place
 
+UNDER_ONE_ROOF = (0.2, 2.0)
+"""Seconds after which the hub tries its own broker again, at first and at most."""
+
 
 def folder(home: Path) -> Path:
     return home / "hub"
@@ -78,7 +81,7 @@ def bus(
     trust = ssl.create_default_context(cafile=str(folder / "ca.pem"))
     trust.check_hostname = False  # only the hub has a server's certificate of this authority
     trust.load_cert_chain(folder / "hub.pem", folder / "hub.key")
-    connection = Connection("hub", (address,), trust, first=0.2)
+    connection = Connection("hub", (address,), trust, pauses=UNDER_ONE_ROOF)
     return connection, MqttBus(connection, fleet, signer, local.clock, log, woken)
 
 
