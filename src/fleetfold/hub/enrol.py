@@ -25,7 +25,7 @@ from fleetfold.hub.authority import (
 )
 from fleetfold.layout import checked_name
 from fleetfold.ledger import Ledger
-from fleetfold.messages import encode
+from fleetfold.messages import Presence, encode
 from fleetfold.ports import Records
 from fleetfold.round.fleet import Device
 
@@ -64,7 +64,7 @@ def enroll(records: Records, folder: Path, device: str, now: float, csr: str = "
         certificate, key = device_certificate(authority, requested_key(csr), device, id), ""
     else:
         certificate, key = device_pair(authority, device, id)
-    Ledger(records).register(Device(name=device))
+    Ledger(records).register(Device(name=device, says=Presence(device=device, online=False)))
     fresh = Credential(device=device, id=id, issued_at=now)
     _change(records, device, lambda old: replace(fresh, past=(*old.past, old.id)) if old else fresh)
     return Bundle(
