@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from http.client import HTTPConnection, HTTPException
+from http.client import HTTPConnection
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -155,7 +155,7 @@ class Connection:
                 self._connect()
                 stood = self._attend()
                 self.why = self.why or "it does not answer"
-            except (OSError, HTTPException, ValueError) as error:
+            except Exception as error:  # noqa: BLE001 - a thread that ends would never connect again
                 self.why = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
             if not stood:
                 self._next_address()

@@ -227,7 +227,7 @@ class Supervisor:
     def _take_command(self, command: Command) -> None:
         if command.v != PROTOCOL or command.device != self._bundle.device:
             return
-        if command.what == "cancel":
+        if command.what == "cancel" and self._errands.known(command) is None:
             self._cancel(command)
         elif (known := self._errands.take(command)) is not None:
             self._link.answer(known)
