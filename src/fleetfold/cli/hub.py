@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from datetime import datetime
@@ -114,7 +115,8 @@ def serve(
     with held(folder / "process", f"the hub in {shown(folder)}"):
         served = Hub(home(), say, broker)
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: served.stop())
+            # Not in the handler itself: the lock may be held by whom it interrupts.
+            signal.signal(number, lambda *_: threading.Thread(target=served.stop).start())
         served.serve(say)
     say("the hub has left; its devices train on, and the next one goes on from here")
 

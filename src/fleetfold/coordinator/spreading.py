@@ -54,7 +54,7 @@ def ways_there(ledger: Ledger, objects: Objects, round: Round, cohort: Sequence[
 
 def _kept(ledger: Ledger, round: Round, cohort: Sequence[str], digests: Mapping[int, str]) -> dict[str, int]:
     """Device → the newest version that it keeps: by its own word, or since its update came from it."""
-    by_digest = {digest: version for version, digest in digests.items()}
+    by_digest = {digest: version for version, digest in digests.items() if digest}
     found = {
         device.name: by_digest[device.says.model]
         for device in ledger.devices(cohort)

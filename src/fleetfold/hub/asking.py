@@ -24,7 +24,7 @@ from fleetfold.wiring import hub as wiring
 from fleetfold.wiring.local import Place
 
 WHAT: tuple[str, ...] = get_args(Command.__annotations__["what"])
-MOST = 8 << 30
+MOST = 1 << 30
 """Bytes that a device may send as its current tensors, where no run says how large its model is."""
 LOOK = 0.05
 """Seconds between two looks for the answer."""
@@ -48,21 +48,22 @@ def ask(home: Path, device: str, what: str, subject: Subject, seconds: float) ->
     if known is None or not known.counts:
         raise BadConfig(f"{device} does not belong to this fleet", next="fleetfold devices")
     id = secrets.token_hex(8)
-    folder = f"commands/{id}."
-    command = _command(home, objects, folder, id, device, what, subject)
+    command = _command(home, objects, desk.folder(id), id, device, what, subject)
+    now, answered = time.time(), False
     try:
-        desk.order(records, command)
+        desk.order(records, command, now, now + seconds)
         answer = _awaited(records, command, seconds)
-        got = b""
+        answered, got = True, b""
         if what == "get" and answer.state == "done":
-            got = fetch(objects, command.upload)
+            got = _got(objects, command)
             if hashlib.sha256(got).hexdigest() != answer.digest:
                 raise Unavailable(f"what {device} sent is not what it said", next="ask again")
         return answer, got
     finally:
-        for key in (command.model, command.upload):
-            if key.startswith(folder):
-                objects.delete(key)
+        if answered:  # else something may still come, and the hub tidies up
+            desk.done(records, id)
+        for key in desk.files(command):
+            objects.delete(key)
 
 
 def _command(
@@ -103,6 +104,15 @@ def _of_run(home: Path, objects: Objects, subject: Subject) -> tuple[str, str, i
             f"run {subject.run} has no model {version}", next=f"fleetfold show {subject.run}"
         ) from None
     return key, hashlib.sha256(data).hexdigest(), len(data)
+
+
+def _got(objects: Objects, command: Command) -> bytes:
+    """What the device put there: no more than it may, whatever a store lets it."""
+    size = objects.size(command.upload)
+    if size is None or size > command.size:
+        what = "has sent nothing" if size is None else f"sent {size} bytes, at most {command.size} were asked"
+        raise Unavailable(f"{command.device} {what}", next="ask again")
+    return fetch(objects, command.upload)
 
 
 def _awaited(records: Records, command: Command, seconds: float) -> Answer:

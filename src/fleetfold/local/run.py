@@ -81,11 +81,12 @@ def resume(place: Place, app: App | None, rounds: int | None, watch: Watch) -> R
 
 def extend(ledger: Ledger, name: str, rounds: int | None) -> None:
     """Give the run more to do: rounds up to that many, or what it failed at. Raises BadConfig."""
-    found = ledger.run(name)
-    assert found is not None
-    again = _again(found[0], rounds)
-    if again != found[0]:
-        ledger.save_run(again, found[1])
+    while True:
+        found = ledger.run(name)
+        assert found is not None
+        again = _again(found[0], rounds)
+        if again == found[0] or ledger.save_run(again, found[1]):  # else a hub has driven it on meanwhile
+            return
 
 
 def _again(run: Run, rounds: int | None) -> Run:

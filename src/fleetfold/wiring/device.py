@@ -27,6 +27,8 @@ from fleetfold.ports import Records, Transfer
 from fleetfold.wiring.faults import faulty
 
 LINK = "fleetfold.wiring.device:link"
+PLAIN = "FLEETFOLD_AGENT_PLAIN"
+"""In the environment, `1`: addresses of this very machine may be in plain text, for doubles of stores."""
 TRANSFER = "fleetfold.wiring.device:transfer"
 """module:name of what makes a device's way to its fleet, and to objects: its own process makes it there."""
 
@@ -58,7 +60,8 @@ def transfer(
 
     own = bundle.load(home / "bundle.json")
     hosts = [host] if (host := urlsplit(own.door).hostname) else []
-    return SignedTransfer(home, own, ask, wait, hosts=hosts, spent=spent, progress=progress)
+    plain = os.environ.get(PLAIN) == "1"
+    return SignedTransfer(home, own, ask, wait, hosts=hosts, plain=plain, spent=spent, progress=progress)
 
 
 def link_by(reference: str, bundle: Bundle) -> Any:
