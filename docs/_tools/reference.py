@@ -107,7 +107,8 @@ MEANINGS: dict[str, dict[str, str]] = {
         "chosen": "rounds that it was invited to",
         "arrived": "rounds that it contributed to",
         "failures": "rounds that it missed, failed or was refused in",
-        "last_round": "the newest round that it was invited to",
+        "last_run": "the run of the newest round that it was invited to",
+        "last_round": "that round",
         "says": "of a fleet elsewhere: what it said of itself last (protocol.md, `Presence`)",
     },
 }
