@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from fleetfold import __version__
+from fleetfold.cli.check import check_device
 from fleetfold.cli.demo import demo
 from fleetfold.cli.export import export
 from fleetfold.cli.hub import enroll, hub, revoke
@@ -33,7 +34,22 @@ app = App(
     version_flags=["--version"],
     help_format="markdown",
 )
-for command in (demo, init, run, sim, runs, show, devices, export, split, plan, hub, enroll, revoke):
+for command in (
+    demo,
+    init,
+    run,
+    sim,
+    runs,
+    show,
+    devices,
+    export,
+    split,
+    plan,
+    hub,
+    enroll,
+    revoke,
+    check_device,
+):
     app.command(command)
 
 
