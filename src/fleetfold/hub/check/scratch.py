@@ -10,7 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -119,7 +119,7 @@ class Scratch:
         self.objects = Watched(home)
         self.lying = Parted(self.objects)
         self.said = list[Said]()
-        self._changed = threading.Condition()
+        self._changed, self._started = threading.Condition(), ExitStack()
         self.answering: Callable[[Said], None] = lambda said: None
         self._broker = Broker(hub, records, (*TOLD, "debug"))
         self.door = Door(
@@ -130,8 +130,11 @@ class Scratch:
         self._connection, self.bus = self._wired()
 
     def start(self) -> None:
+        self._started.callback(self._broker.stop)
         self._broker.start()
         self.door.start()
+        self._started.callback(self.door.stop)
+        self._started.callback(lambda: self._connection.close())
         self._connect()
 
     def connect_anew(self) -> None:
@@ -159,9 +162,7 @@ class Scratch:
     def close(self) -> None:
         for event in self.objects.held.values():
             event.set()
-        self._connection.close()
-        self.door.stop()
-        self._broker.stop()
+        self._started.close()
 
     def signer(self, late: float = 0.0) -> HubSigner:
         """Of addresses; `late`: seconds by which its clock is behind."""

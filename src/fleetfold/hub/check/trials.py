@@ -36,7 +36,7 @@ LATE = 7200.0
 """Seconds that an address has been expired for."""
 LIFETIME = 600.0
 KILLED = "needs a command, whose process can be killed"
-SETTLE = 3.0
+SETTLE = 2.5
 """Seconds in which a device at rest has its connection as it wants it."""
 WORDS = ("evaluate", "get", "set", "cancel")
 Found = Iterator[Seen]
