@@ -1,4 +1,4 @@
-"""The contract can be spoken in bash: examples/shell-device in a fleet with devices of ours, and under trial."""
+"""The contract can be spoken in bash: examples/shell-device beside devices of ours, and under trial."""
 
 import json
 import os
@@ -32,8 +32,8 @@ def tools() -> None:
 
 def fleetfold(home: Path, *words: str, timeout: float = 120.0) -> str:
     result = subprocess.run(
-        [sys.executable, "-m", "fleetfold", *words], cwd=home, env={**os.environ, "FLEETFOLD_HOME": str(home)},
-        capture_output=True, text=True, timeout=timeout, check=False,
+        [sys.executable, "-m", "fleetfold", *words], env={**os.environ, "FLEETFOLD_HOME": str(home)},
+        cwd=home, capture_output=True, text=True, timeout=timeout, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout

@@ -57,7 +57,7 @@ def check_device(
     - `fleetfold check-device --wait --host 192.168.1.5`
     """
     installed()
-    from fleetfold.hub.check import RULES, Program, Scratch, Trials
+    from fleetfold.hub.check import RULES, Bench, Program, Scratch, run
 
     if wait == bool(command):
         raise BadConfig(
@@ -82,16 +82,14 @@ def check_device(
         else:
             print(f"waiting for a device with {scratch.bundle}", file=sys.stderr)
         big = {"weights": np.zeros(LARGE // 4, np.float32)} if large else None
-        trials = Trials(scratch, program, trained, WAIT if wait else patience, large=big)
+        bench = Bench(scratch, program, trained, patience, WAIT if wait else patience, large=big)
         found = []
-        for seen in trials.run():
+        for seen in run(bench):
             found.append(seen)
             if not json:
                 _show(seen)
-    verdicts = {seen.rule: seen for seen in found}
-    broken = [
-        r.id for r in RULES if r.must and r.tried and (r.id not in verdicts or verdicts[r.id].held is False)
-    ]
+    failed = {seen.rule for seen in found if seen.held is False}
+    broken = [rule.id for rule in RULES if rule.must and rule.id in failed]
     if json:
         print(msgspec.json.encode({"rules": found, "broken": broken}).decode())
     else:
@@ -133,3 +131,5 @@ def _sum_up(found: "Sequence[Seen]", broken: Sequence[str]) -> None:
     print(f"\n{held} rules hold, {failed} do not, {len(found) - held - failed} were not tried")
     if broken:
         print(f"a device must keep these too: {', '.join(broken)}")
+    if len(found) == 1:
+        print("no device came, so nothing else could be tried")

@@ -4,9 +4,10 @@ rules     what is demanded, by ids that the documentation shows      scratch   a
 program   the device: a process that may be killed                   trials    one situation after another
 """
 
+from fleetfold.hub.check.bench import Bench
 from fleetfold.hub.check.program import Program
 from fleetfold.hub.check.rules import RULES, Rule, Seen
 from fleetfold.hub.check.scratch import Scratch
-from fleetfold.hub.check.trials import Trials
+from fleetfold.hub.check.trials import run
 
-__all__ = ["RULES", "Program", "Rule", "Scratch", "Seen", "Trials"]
+__all__ = ["RULES", "Bench", "Program", "Rule", "Scratch", "Seen", "run"]
