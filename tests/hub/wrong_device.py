@@ -19,7 +19,7 @@ def heard(client: Client, data: object, message: MQTTMessage) -> None:
     try:
         task = json.loads(message.payload)
         answer = {name: task[name] for name in ("run", "round", "kind")}
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         return
     said = {"v": 1, "device": bundle["device"], "state": "delivered", **answer}
     client.publish(f"{place}/status", json.dumps(said), 1)

@@ -63,10 +63,12 @@ def does(bench: Bench) -> Found:
     yield bench.delivered("T1", offer)
     states = [report.state for report in offer.reports()]
     yield Seen("T2", states[:1] in (["accepted"], ["progress"]), f"it said {listed(states)}")
-    why = offer.verdict() if offer.update() is not None else "no update came"
+    came = offer.update() is not None
+    why = offer.verdict() if came else "no update came"
     yield Seen("U1", not why, why or f"admitted: {offer.update()} bytes")
     counts = {word: n for word, n in bench.scratch.door.refused.items() if word in ("length", "digest")}
-    yield Seen("U2", not why and not counts, "both were true" if not counts else f"the door refused {counts}")
+    what = f"the door refused {counts}" if counts else "both were true" if came else why
+    yield Seen("U2", came and not counts, what)
     yield from twice(bench, offer)
 
 
@@ -81,8 +83,11 @@ def twice(bench: Bench, offer: Offer) -> Found:
     what = "it was told again" if again else "nothing was heard of it"
     yield Seen("T7", again if bench.program else None, what if bench.program else KILLED)
     tried = bench.scratch.door.refused["taken"] - taken
-    same = not tried and offer.update() == size and size is not None
-    yield Seen("T6", same, "no other update came" if same else f"other bytes came {tried} more times")
+    if size is None:
+        yield Seen("T6", False, "no update came in the first place")
+    else:
+        what = f"other bytes came {tried} more times" if tried else "no other update came"
+        yield Seen("T6", not tried, what)
     bench.withdraw()
 
 
@@ -100,8 +105,8 @@ def nonsense(bench: Bench) -> Found:
     seen = bench.delivered("T5", offer)
     silent = future.update() is None and not future.reports()
     yield Seen("T3", silent and not bench.gone(), "nothing came of it" if silent else "it was answered")
-    lives = seen.held or bench.alive()
-    yield Seen("T4", bool(lives), "it goes on" if lives else bench.gone() or "it does nothing any more")
+    lives = bool(offer.answers()) or bench.alive()
+    yield Seen("T4", lives, "it goes on" if lives else bench.gone() or "it does nothing any more")
     yield seen
 
 
