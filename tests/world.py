@@ -90,12 +90,15 @@ class World:
         model = write(self.trainer.init(self.settings.seed))  # type: ignore[attr-defined]
         open_run("r", "app", self.settings, model, names, self.ledger, self.objects, self.now)
 
-    def coordinator(self, faults: Faults, unruly: random.Random | None = None) -> Coordinator:
+    def coordinator(
+        self, faults: Faults, unruly: random.Random | None = None,
+        ignored: Callable[[str], None] = lambda reason: None,
+    ) -> Coordinator:  # fmt: skip
         control = faults.wrap(self.bus)
         return Coordinator(
             "r", Ledger(faults.wrap(self.records)), faults.wrap(self.objects),
             Unruly(control, unruly) if unruly else control, faults.wrap(NoAlarm()),
-            policies(self.settings), lambda: self.now, sole=True,
+            policies(self.settings), lambda: self.now, sole=True, ignored=ignored,
         )  # fmt: skip
 
     def agent(self, device: Device, faults: Faults) -> Agent:

@@ -21,6 +21,7 @@ class Bundle(Struct, frozen=True, kw_only=True):
     fleet: str
     device: str
     brokers: tuple[str, ...]  # mqtts://host:8883, wss://host:443/mqtt: tried in this order
+    door: str = ""  # https://host:8443: objects by signed address, by the same authority
     authority: str  # the certificate that broker and door are known by
     certificate: str
     key: str = ""

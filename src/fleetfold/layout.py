@@ -40,6 +40,11 @@ def model(run: str, version: int, release: int = 0) -> str:
     return f"runs/{run}/models/{version:06}{_released(release)}.safetensors"
 
 
+def difference(run: str, old: int, new: int) -> str:
+    """What turns one version of the model into a later one."""
+    return f"runs/{run}/models/{new:06}.since-{old:06}.difference"
+
+
 def state(run: str, version: int, release: int = 0) -> str:
     """The server optimizer's state after so many steps, beside the model."""
     return f"runs/{run}/models/{version:06}{_released(release)}.state.safetensors"

@@ -111,6 +111,9 @@ class Settings(Struct, frozen=True, kw_only=True):
         float, Meta(description="with noise: the δ that ε is told at; 0: 1 / devices^1.1", ge=0, lt=1)
     ] = 0.0
 
+    send: Annotated[
+        str, Meta(description="on a hub, to a device that keeps an earlier model: whole, or the difference")
+    ] = "whole"
     codec: Annotated[
         str, Meta(description="how updates travel: full, fp32, bf16, fp16, int8, topk, module:name")
     ] = "full"
@@ -166,6 +169,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "close": ("target", ":"),
     "late": ("drop", "credit"),
     "weight": ("examples", "uniform"),
+    "send": ("whole", "difference"),
     "codec": ("full", "fp32", "bf16", "fp16", "int8", "topk", ":"),
     "delta": ("auto", "yes", "no"),
     "fold": ("mean", "clipped_mean", "median", "trimmed_mean", "krum", "multi_krum", ":"),

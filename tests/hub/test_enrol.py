@@ -18,6 +18,7 @@ from fleetfold.errors import BadConfig
 from fleetfold.hub import authority
 from fleetfold.hub.enrol import credential, credentials, enroll, revoke
 from fleetfold.ledger import Ledger
+from fleetfold.messages import Presence
 from fleetfold.round.fleet import Device
 
 
@@ -49,7 +50,9 @@ def test_who_is_enrolled_has_a_bundle_a_credential_and_a_place_in_the_registry(
     key = load_pem_private_key(made.key.encode(), None)
     assert x509.load_pem_x509_certificate(made.certificate.encode()).public_key() == key.public_key()
     assert (known.issued_at, known.counts, known.void) == (5.0, True, ())
-    assert Ledger(records).fleet() == [Device(name="camera-7")]
+    assert Ledger(records).fleet() == [
+        Device(name="camera-7", says=Presence(device="camera-7", online=False))
+    ]
 
 
 def test_what_the_registry_knows_of_a_device_stays_when_it_is_enrolled_anew(

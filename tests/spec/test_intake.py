@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable
 from random import Random
 
@@ -120,7 +121,8 @@ def test_rounds_without_a_quorum_fail_and_at_last_the_run_says_why() -> None:
 def test_reports_of_strangers_unknown_rounds_and_other_runs_are_counted_and_ignored() -> None:
     world = World(rounds=1)
     stranger = Report(run="r", round=1, kind="train", device="mallory", state="delivered")
-    coordinator = world.coordinator(_never())
+    ignored: Counter[str] = Counter()
+    coordinator = world.coordinator(_never(), ignored=lambda reason: ignored.update([reason]))
     coordinator.step()
     header = UpdateHeader(run="r", round=1, kind="train", device="mallory", examples=1)
     world.objects.put(layout.update(layout.round("r", 1, "train"), "mallory"), [write({}, encode(header))])
@@ -128,7 +130,11 @@ def test_reports_of_strangers_unknown_rounds_and_other_runs_are_counted_and_igno
         world.bus.post(Report(run=run, round=round, kind="train", device="mallory", state="delivered"))
     coordinator.step()
     assert world.bus.letters() == [], "acknowledged, or it would come for ever"
-    assert coordinator.ignored == {"no round 7 of run 'r' here": 1, "no round 1 of run 'other' here": 1}
+    assert ignored == {
+        "report of a device that was not invited to its round": 1,
+        "report for no round of run 'r' here": 1,
+        "report for no round of run 'other' here": 1,
+    }
     world.live()
     assert world.run().state is RunState.DONE
     note = fetch(world.objects, layout.quarantine(layout.round("r", 1, "train"), stranger.device))

@@ -58,17 +58,24 @@ FROM_DEVICES: dict[str, "msgspec.json.Decoder[Any]"] = {
 
 
 class Ignored:
-    """Messages that mean nothing here, counted by reason; each reason is logged once."""
+    """Messages that mean nothing here, counted by reason; each reason is logged once. From any thread."""
 
     def __init__(self, log: Callable[[str], None]) -> None:
-        self._log, self.counts = log, dict[str, int]()
+        self._log, self._lock, self._counts = log, threading.Lock(), dict[str, int]()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        with self._lock:
+            return dict(self._counts)
 
     def __call__(self, reason: str) -> None:
-        if reason not in self.counts and len(self.counts) >= KINDS:
-            reason = "other reasons"
-        if reason not in self.counts:
+        with self._lock:
+            if reason not in self._counts and len(self._counts) >= KINDS:
+                reason = "other reasons"
+            self._counts[reason] = self._counts.get(reason, 0) + 1
+            first = self._counts[reason] == 1
+        if first:
             self._log(f"ignored: {reason}")
-        self.counts[reason] = self.counts.get(reason, 0) + 1
 
 
 class MqttBus:

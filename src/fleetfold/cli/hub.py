@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from datetime import datetime
@@ -47,6 +48,9 @@ def init(
     mqtt_port: Annotated[int, Parameter(help="of the broker")] = 8883,
     door_port: Annotated[int, Parameter(help="of the door for objects, over HTTPS")] = 8443,
     websockets: Annotated[int, Parameter(help="port of the broker for WebSockets; 0: none")] = 0,
+    door_url: Annotated[
+        str, Parameter(help="where devices find the door, if not at HOST and its port: https://HOST:PORT")
+    ] = "",
     objects: Annotated[
         str,
         Parameter(help="keep models and updates in s3://, gs:// or az://; no byte passes the hub"),
@@ -72,6 +76,7 @@ def init(
         mqtt=mqtt_port,
         websockets=websockets,
         door=door_port,
+        door_url=door_url,
         objects=objects,
     )
     folder = wiring.folder(home())
@@ -110,7 +115,8 @@ def serve(
     with held(folder / "process", f"the hub in {shown(folder)}"):
         served = Hub(home(), say, broker)
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: served.stop())
+            # Not in the handler itself: the lock may be held by whom it interrupts.
+            signal.signal(number, lambda *_: threading.Thread(target=served.stop).start())
         served.serve(say)
     say("the hub has left; its devices train on, and the next one goes on from here")
 

@@ -12,8 +12,10 @@ from rich.console import Console
 from rich.markup import escape
 
 from fleetfold import __version__
+from fleetfold.cli.ask import ask
 from fleetfold.cli.check import check_device
 from fleetfold.cli.demo import demo
+from fleetfold.cli.device import agent, join
 from fleetfold.cli.export import export
 from fleetfold.cli.hub import enroll, hub, revoke
 from fleetfold.cli.init import init
@@ -35,21 +37,9 @@ app = App(
     help_format="markdown",
 )
 for command in (
-    demo,
-    init,
-    run,
-    sim,
-    runs,
-    show,
-    devices,
-    export,
-    split,
-    plan,
-    hub,
-    enroll,
-    revoke,
+    demo, init, run, sim, runs, show, devices, export, split, plan, hub, enroll, revoke, ask, join, agent,
     check_device,
-):
+):  # fmt: skip
     app.command(command)
 
 

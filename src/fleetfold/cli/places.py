@@ -1,11 +1,12 @@
 """Runs by name or `latest`, as they lie below FLEETFOLD_HOME."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from fleetfold import layout
 from fleetfold.errors import BadConfig
 from fleetfold.wiring import local as wiring
-from fleetfold.wiring.local import Place
+from fleetfold.wiring.local import FLEET, Place
 
 LEDGER = "ledger.db"
 
@@ -32,9 +33,12 @@ def existing(name: str) -> Place:
 
 
 def _begun(folder: Path) -> float:
-    """When the run was opened: its first model is never written again."""
-    first = folder / "models" / "000000.safetensors"
-    return first.stat().st_mtime if first.exists() else 0.0
+    """When the run was opened: its first model is never written again, nor is the link of a hub's run, whose
+    models may be in a store."""
+    for first in (folder / "models" / "000000.safetensors", folder / FLEET):
+        with suppress(OSError):
+            return first.lstat().st_mtime
+    return 0.0
 
 
 def shown(path: Path) -> str:

@@ -80,12 +80,20 @@ def _resume(name: str, app: str | None, flags: Any, json: bool) -> int:
             next=f"fleetfold run --resume {place.run}",
         )
     found: App | None = find_app(app) if app else None
-    if wiring.is_hubs(place):
-        raise BadConfig(
-            f"run {place.run} is the hub's: it goes on by itself", next=f"fleetfold show {place.run}"
-        )
     wanted = settings_of(App("", "", "/"), Flags(rounds=rounds))[0].rounds if rounds else None
+    if wiring.is_hubs(place):
+        return _resume_on_hub(place, wanted, json)
     return driven(place, json, lambda watch: local_run.resume(place, found, wanted, watch))
+
+
+def _resume_on_hub(place: Place, rounds: int | None, json: bool) -> int:
+    """A run that stands is driven by the hub anyway; one that has ended is given more to do."""
+    installed()
+    from fleetfold.hub import opening
+
+    local_run.extend(wiring.ledger(place), place.run, rounds)
+    opening.again(place)
+    return watched(place, json)
 
 
 def started(app: App, settings: Settings, json: bool) -> int:
@@ -103,20 +111,29 @@ def on_hub(app: App, settings: Settings, json: bool, detach: bool) -> int:
     opening.check(wiring.home())
     prepared = local_run.prepare(app, settings)
     place = local_run.new_place(wiring.home(), app.name)
-    run = opening.submit(app, settings, prepared.model, place)
+    opening.submit(app, settings, prepared.model, place)
     if detach:
         print(f"{place.run} is in the hub's queue\n  next: {typed(f'fleetfold show {place.run}')}")
         return 0
 
+    return watched(place, json)
+
+
+def watched(place: Place, json: bool) -> int:
+    """Watch a run that the hub drives; leaving off to watch changes nothing. → exit code."""
+    from fleetfold.hub import opening
+
     def watch_it(watch: Watch) -> Run:
-        ledger, found = wiring.ledger(place), run
-        while found.state is RunState.RUNNING:
-            standing = "" if found.reason else opening.standing(place.home)
-            watch(replace(found, reason=standing) if standing else found, 0)
+        ledger = wiring.ledger(place)
+        while True:
+            found = ledger.run(place.run)
+            assert found is not None
+            run, _ = found
+            standing = "" if run.reason or run.state is not RunState.RUNNING else opening.standing(place.home)
+            watch(replace(run, reason=standing) if standing else run, 0)
+            if run.state is not RunState.RUNNING:
+                return run
             time.sleep(EVERY)
-            found, _ = ledger.run(place.run) or (found, 0)
-        watch(found, 0)
-        return found
 
     return driven(place, json, watch_it, f"fleetfold show {place.run}; the hub goes on with it")
 

@@ -10,12 +10,15 @@ from rich.markup import escape
 
 from fleetfold.cli.board import COLOURS, number, plain_table, rounds_table, terminal
 from fleetfold.cli.places import all_runs, existing
-from fleetfold.errors import BadConfig, typed
-from fleetfold.messages import Kind
+from fleetfold.errors import BadConfig, shown, typed
+from fleetfold.ledger import Ledger
+from fleetfold.messages import Kind, Presence
 from fleetfold.ports import fetch
+from fleetfold.round.fleet import Device
 from fleetfold.settings import size
 from fleetfold.view import last, lines, rows
 from fleetfold.wiring import local as wiring
+from fleetfold.wiring.hub import records as hub_records
 
 _JSON = Annotated[bool, Parameter(help="print JSON, one object a line", negative="")]
 
@@ -127,35 +130,52 @@ def _show_round(place: wiring.Place, which: int, kind: Kind, json: bool) -> None
 
 
 def devices(
-    run: str = "latest",
+    run: str = "",
     /,
     *,
     recent: Annotated[int | None, Parameter(help="only the N heard of last")] = None,
     json: _JSON = False,
 ) -> None:
-    """List a run's devices: when they were last seen, how fast they are, how often they were chosen.
+    """List devices: of a run, or of the hub here, where there is one, by name or by when they were last seen.
 
     **Examples**
 
     - `fleetfold devices`
     - `fleetfold devices digits-1 --recent 10`
     """
-    place = existing(run)
-    fleet = sorted(wiring.ledger(place).fleet(), key=lambda d: d.name)
+    fleet = _fleet(run)
     if recent is not None:
         fleet = sorted(fleet, key=lambda d: -d.last_seen)[:recent]
     if json:
         for device in fleet:
             print(msgspec.json.encode(device).decode())
         return
-    table = plain_table("device", "last seen", "examples", "turnaround", "chosen", "arrived", "failures")
+    elsewhere = any(d.says for d in fleet)
+    more = ("state", "battery", "link") if elsewhere else ()
+    table = plain_table(
+        "device", *more, "last seen", "examples", "turnaround", "chosen", "arrived", "failures",
+        *(("reason",) if elsewhere else ()),
+    )  # fmt: skip
     for d in fleet:
+        says = d.says or Presence(device=d.name, online=False)
+        state = ("free" if says.available else "waits") if says.online else "off"
+        colour = {"free": "green", "waits": "yellow"}.get(state, "bright_black")
+        battery = "–" if says.battery is None else f"{says.battery:.0%}{'+' if says.charging else ''}"
         table.add_row(
-            escape(d.name), _clock(d.last_seen) if d.last_seen else "never", str(d.examples),
+            escape(d.name), *((f"[{colour}]{state}[/]", battery, says.link or "–") if elsewhere else ()),
+            _clock(d.last_seen) if d.last_seen else "never", str(d.examples),
             "–" if d.turnaround is None else f"{d.turnaround:.3f} s", str(d.chosen), str(d.arrived),
-            str(d.failures),
+            str(d.failures), *([escape(shown(says.reason, 80))] if elsewhere else ()),
         )  # fmt: skip
     terminal().print(table)
+
+
+def _fleet(run: str) -> list[Device]:
+    """By name: of the run, of the hub here, or of the newest run."""
+    home = wiring.home()
+    if not run and (home / "hub" / "hub.db").exists():
+        return Ledger(hub_records(home)).fleet()
+    return wiring.ledger(existing(run or "latest")).fleet()
 
 
 def _seconds(value: float | None) -> str:

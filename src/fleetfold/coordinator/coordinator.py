@@ -33,7 +33,8 @@ from fleetfold.coordinator.opening import next_round
 from fleetfold.coordinator.policy import Policies
 from fleetfold.coordinator.registry import Stopwatch, by_own_clock, teach
 from fleetfold.coordinator.sources import header_of
-from fleetfold.errors import Unavailable
+from fleetfold.coordinator.spreading import ways_there
+from fleetfold.errors import Unavailable, shown
 from fleetfold.fold.gate import largest
 from fleetfold.fold.plan import Site
 from fleetfold.fold.recipe import Unfit
@@ -64,6 +65,8 @@ from fleetfold.settings import Settings
 
 Test = Callable[[bytes], Metrics]
 """Scores a model file on the user's own test set, where there is one."""
+Ignored = Callable[[str], None]
+"""Hears why a report is passed over, each time."""
 TRIES = 50
 """Lost compare-and-sets in a row after which something is wrong with the store."""
 LOOK = 1.0
@@ -76,18 +79,18 @@ class Coordinator:
     """Drives one run. `clock`: seconds since the epoch. `sole`: nobody else drives it, so what a dead
     one left undone is done at once and not only when its lease is over. `entropy`: so many bytes of chance
     that nobody can know or draw again, for the noise that hides devices. `site`: how far off the objects
-    are."""
+    are. `ignored` hears of reports that change nothing."""
 
     def __init__(
         self, run: str, ledger: Ledger, objects: Objects, control: Control, alarm: Alarm,
         policies: Policies, clock: Callable[[], float], *, sole: bool = False, test: Test | None = None,
         stopwatch: Stopwatch = by_own_clock, entropy: Callable[[int], bytes] = os.urandom, site: Site = HERE,
+        ignored: Ignored = lambda reason: None,
     ) -> None:  # fmt: skip
         self._name, self._ledger, self._objects, self._control = run, ledger, objects, control
         self._alarm, self._policies, self._clock = alarm, policies, clock
         self._sole, self._test, self._stopwatch, self._entropy = sole, test, stopwatch, entropy
-        self._site = site
-        self._strangers: dict[str, int] = {}
+        self._site, self._ignored = site, ignored
         self._seats = lru_cache(maxsize=REMEMBERED)(self._load_cohort)
         self._header = lru_cache(maxsize=REMEMBERED)(lambda key: header_of(objects, key))
 
@@ -141,11 +144,6 @@ class Coordinator:
             answered = {name for seat, name in enumerate(self._seats(round.cohort)) if seat in _heard(round)}
             self._control.invite([task for task in self._tasks(round) if task.device not in answered])
 
-    @property
-    def ignored(self) -> dict[str, int]:
-        """Reports that belong to nothing here, by reason."""
-        return dict(self._strangers)
-
     # Taking in
 
     def _take_in(self) -> None:
@@ -155,8 +153,27 @@ class Coordinator:
             report = letter.report
             groups.setdefault((report.run, report.round, report.kind), []).append(report)
         for (run, number, kind), reports in groups.items():
+            self._pass_over(run, number, kind, reports)
             self._collect(run, number, kind, reports)
         self._control.acknowledge([letter.receipt for letter in letters])
+
+    def _pass_over(self, run: str, number: int, kind: Kind, reports: Sequence[Report]) -> None:
+        """Say of each report that tells nothing new why it does not."""
+        found = self._ledger.round(run, number, kind) if run == self._name else None
+        if found is None:
+            for _ in reports:
+                self._ignored(f"report for no round of run {shown(run, 80)!r} here")
+            return
+        round, known = found[0], set[str]()
+        invited, credited = frozenset(self._seats(round.cohort)), self._run()[0].settings.credits_late
+        for report in reports:
+            if report.device not in invited:
+                self._ignored("report of a device that was not invited to its round")
+            elif report.device in known or self._ledger.arrival(place(round), report.device):
+                self._ignored("report that has come before")
+            elif round.phase is not Phase.OPEN and not (credited and kind == "train"):
+                self._ignored("report for a round that is over")
+            known.add(report.device)
 
     def _sweep(self, round: Round) -> None:
         """Take in updates that lie there although no report of them came."""
@@ -170,8 +187,6 @@ class Coordinator:
     def _collect(self, run: str, number: int, kind: Kind, reports: Sequence[Report]) -> None:
         found = self._ledger.round(run, number, kind) if run == self._name else None
         if found is None:
-            reason = f"no round {number} of run {run[:80]!r} here"
-            self._strangers[reason] = self._strangers.get(reason, 0) + len(reports)
             return
         round, _ = found
         seats = {name: seat for seat, name in enumerate(self._seats(round.cohort))}
@@ -289,10 +304,13 @@ class Coordinator:
         key = layout.model(round.run, round.base)
         size = self._objects.size(key) or 0
         if round.kind == "evaluate":
-            return tasks(round, run, cohort, dict.fromkeys(cohort, Way()), size, largest(None))
+            return tasks(round, run, cohort, dict.fromkeys(cohort, Way()), {}, size, largest(None))
         model = self._header(key)
         how = ways(cohort, model, run.settings, self._policies.codec, self._ledger.fleet)
-        return tasks(round, run, cohort, how, size, largest(model))
+        shorts = {}
+        if run.settings.send == "difference":
+            shorts = ways_there(self._ledger, self._objects, round, cohort)
+        return tasks(round, run, cohort, how, shorts, size, largest(model))
 
     def _fold(self, round: Round) -> Event:
         run, _ = self._run()

@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from fleetfold import layout
 from fleetfold.coordinator.policy import draw, form
+from fleetfold.coordinator.spreading import Short
 from fleetfold.fold.tensors import Header
 from fleetfold.fold.wire import Wire
 from fleetfold.ledger import place
@@ -27,16 +28,21 @@ class Way(Struct, frozen=True):
     sent: int = 0  # values, of top-k
 
 
+NOT = Short()
+
+
 def tasks(
-    round: Round, run: Run, cohort: Sequence[str], ways: Mapping[str, Way], size: int, most: int
-) -> list[Task]:
-    """One for each device of the cohort. `ways`: device → how its update is to travel; `size`, `most`: bytes
-    of the model's file, and at most of an update's."""
+    round: Round, run: Run, cohort: Sequence[str], ways: Mapping[str, Way], shorts: Mapping[str, Short],
+    size: int, most: int,
+) -> list[Task]:  # fmt: skip
+    """One for each device of the cohort. `ways`: device → how its update is to travel; `shorts`: how the
+    model comes to it sooner; `size`, `most`: bytes of the model's file, and at most of an update's."""
     where, settings = place(round), run.settings
     evaluate = settings.evaluate == "same" and round.number % settings.evaluate_every == 0
     return [
         Task(
             run=round.run, round=round.number, kind=round.kind, device=device,
+            known=shorts.get(device, NOT).known, difference=shorts.get(device, NOT).difference,
             model=layout.model(round.run, round.base), digest=run.digest, size=size,
             update=layout.update(where, device), most=most,
             seed=draw(settings.seed, round.kind, round.number, device) >> 32,

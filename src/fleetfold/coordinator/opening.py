@@ -13,7 +13,7 @@ from fleetfold.errors import BadConfig
 from fleetfold.fold.tensors import header_in
 from fleetfold.ledger import Ledger
 from fleetfold.ports import Objects
-from fleetfold.round.fleet import Device
+from fleetfold.round.fleet import Device, in_run
 from fleetfold.round.run import Run
 from fleetfold.round.select import Rule, choose
 from fleetfold.round.state import Round
@@ -43,7 +43,7 @@ def next_round(
     down under a name of its own digest, so that of two that are chosen at once neither spoils the other."""
     cohort, invited = wanted(run.settings, len(fleet))
     busy = len(debts.devices) if run.kind == "train" else 0  # who trains on does not evaluate meanwhile
-    free = [device for device in fleet if device.name not in debts.devices]
+    free = [in_run(device, run.name) for device in fleet if device.name not in debts.devices]
     draws = [unit(run.settings.seed, run.kind, run.round, device.name) for device in free]
     names = choose(rule, free, invited - busy, draws, run.round)
     if not names and not debts.updates:

@@ -2,9 +2,11 @@
 
 from collections.abc import Callable, Sequence
 
+from msgspec.structs import replace
+
 from fleetfold.coordinator.late import Names
 from fleetfold.ledger import Arrival, Ledger, place
-from fleetfold.round.fleet import Device, settle
+from fleetfold.round.fleet import Device, in_run, settle
 from fleetfold.round.state import Round
 
 Stopwatch = Callable[[Round, Arrival], float]
@@ -47,7 +49,7 @@ def _settled(
         arrival.state == "admitted" or (round.policy.buffered and arrival.state != "refused")
     )
     return settle(
-        device, round.number,
+        replace(in_run(device, round.run), last_run=round.run), round.number,
         took=stopwatch(round, arrival) if arrival else missed,
         seen=arrival.at if arrival else None,
         examples=arrival.examples if arrival and counted else None,

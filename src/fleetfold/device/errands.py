@@ -17,8 +17,8 @@ class Errands:
 
     def take(self, command: Command) -> Answer | None:
         """→ what is to be answered at once: it was done before, or too many wait."""
-        if command.id in self._answers:
-            return self._answers[command.id]
+        if (known := self.known(command)) is not None:
+            return known
         if command.id in self._taken:
             return None
         if len(self.waiting) >= WAITING:
@@ -26,6 +26,10 @@ class Errands:
         self._taken.add(command.id)
         self.waiting.append(command)
         return None
+
+    def known(self, command: Command) -> Answer | None:
+        """What was answered to it when it came before."""
+        return self._answers.get(command.id)
 
     def answered(self, answer: Answer) -> None:
         self._taken.discard(answer.id)

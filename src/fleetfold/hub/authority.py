@@ -59,13 +59,19 @@ class Site(Struct, frozen=True, kw_only=True):
     mqtt: int = 8883
     websockets: int = 0
     door: int = 8443
+    door_url: str = ""  # where devices find the door, if not at its own port: behind a NAT, say
     objects: str = ""  # the store where its runs keep theirs, s3://BUCKET/PREFIX; "": files here, by the door
     listen: str = ""  # the address that all of them are bound to; "": every one of this machine
 
     @property
+    def base(self) -> str:
+        """The door's address, as devices are told it."""
+        return self.door_url or f"https://{_bracketed(self.hosts[0])}:{self.door}"
+
+    @property
     def brokers(self) -> tuple[str, ...]:
         """The broker's addresses in the order in which a device tries them."""
-        hosts = [f"[{host}]" if ":" in host else host for host in self.hosts]
+        hosts = [_bracketed(host) for host in self.hosts]
         plain = [f"mqtts://{host}:{self.mqtt}" for host in hosts]
         return (*plain, *(f"wss://{host}:{self.websockets}/mqtt" for host in hosts if self.websockets))
 
@@ -256,6 +262,10 @@ def _alias(host: str) -> x509.GeneralName:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
         return x509.DNSName(host)
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _check(site: Site) -> None:

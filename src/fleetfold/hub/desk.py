@@ -1,28 +1,47 @@
 """What other processes on this machine leave for the hub, as records: runs to drive, commands to pass on.
 
-    run --hub ─▶ queue/{run}        ask ─▶ commands/{id} ─▶ hub ⇄ device ─▶ answers/{id} ─▶ ask
+    run --hub ─▶ hub/queue          ask ─▶ hub/commands ─▶ hub ⇄ device ─▶ hub/commands ─▶ ask
     status    ◀─ hub/status
 
-Runs are driven one after another, in the order in which they came: a device has one task at a time.
+Runs are driven one after another, in the order in which they came: a device has one task at a time. Each is
+one record, changed by compare-and-set, which holds what waits and nothing else: none of them grows for ever.
 """
+
+from collections.abc import Callable, Collection
+from typing import TypeVar
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
-from fleetfold.errors import Unavailable
+from fleetfold.errors import BadConfig, Unavailable
 from fleetfold.messages import Answer, Command, encode
 from fleetfold.ports import Records
 
-QUEUE, COMMANDS, ANSWERS, STATUS = "queue/", "commands/", "answers/", "hub/status"
+QUEUE, COMMANDS, STATUS = "hub/queue", "hub/commands", "hub/status"
+_T = TypeVar("_T")
 TELL = 5.0
 """Seconds between two statuses."""
+MOST = 1000
+"""Commands that may wait at once."""
+TRIES = 1000
+"""Lost compare-and-sets in a row after which something is wrong with the store."""
 
 
 class Waiting(Struct, frozen=True):
-    """A run in the queue. `at`: when it came, in seconds since the epoch; 0: it has left."""
+    """A run in the queue. `at`: when it came, in seconds since the epoch; `times`: how often."""
 
     run: str
     at: float
+    times: int = 1
+
+
+class Errand(Struct, frozen=True):
+    """A command that somebody waits for. `until`: seconds since the epoch, when nobody does any more."""
+
+    command: Command
+    until: float
+    answer: Answer | None = None
 
 
 class Status(Struct, frozen=True, kw_only=True):
@@ -43,48 +62,111 @@ class Status(Struct, frozen=True, kw_only=True):
     refused: dict[str, int] = {}  # requests at the door, by reason
 
 
-_WAITING = msgspec.json.Decoder(Waiting)
-_COMMAND = msgspec.json.Decoder(Command)
-_ANSWER = msgspec.json.Decoder(Answer)
+_WAITING = msgspec.json.Decoder(tuple[Waiting, ...])
+_ERRANDS = msgspec.json.Decoder(tuple[Errand, ...])
 _STATUS = msgspec.json.Decoder(Status)
 
 
+# Runs
+
+
 def queue(records: Records, run: str, at: float) -> None:
-    records.put_many([(QUEUE + run, encode(Waiting(run, at)))])
+    """To the end of the queue; a run that is in it keeps its place."""
+
+    def queued(waiting: tuple[Waiting, ...]) -> tuple[Waiting, ...]:
+        if any(each.run == run for each in waiting):
+            return tuple(replace(w, times=w.times + 1) if w.run == run else w for w in waiting)
+        return (*waiting, Waiting(run, at))
+
+    _change(records, QUEUE, _WAITING, queued)
 
 
-def leave(records: Records, run: str) -> None:
-    """The run has ended; it may come again."""
-    queue(records, run, 0.0)
+def leave(records: Records, ended: Waiting) -> None:
+    """The run has ended. If it was put into the queue once more meanwhile, it stays there."""
+    _change(records, QUEUE, _WAITING, lambda waiting: tuple(each for each in waiting if each != ended))
 
 
-def queued(records: Records) -> list[str]:
+def queued(records: Records) -> tuple[Waiting, ...]:
     """Runs to drive, in their order."""
-    found = (_WAITING.decode(record.value) for _, record in records.scan(QUEUE))
-    return [w.run for w in sorted((w for w in found if w.at), key=lambda w: (w.at, w.run))]
+    return _read(records, QUEUE, _WAITING)
 
 
-def order(records: Records, command: Command) -> None:
-    """Have the hub pass the command on."""
-    records.put_many([(COMMANDS + command.id, encode(command))])
+# Commands
 
 
-def ordered(records: Records) -> list[Command]:
-    """Commands that have come, the ones that were passed on among them."""
-    return [_COMMAND.decode(record.value) for _, record in records.scan(COMMANDS) if record.value]
+def order(records: Records, command: Command, now: float, until: float) -> None:
+    """Have the hub pass the command on. Raises BadConfig where too many wait."""
+
+    def ordered(errands: tuple[Errand, ...]) -> tuple[Errand, ...]:
+        waiting = tuple(each for each in errands if each.until > now)
+        if len(waiting) >= MOST:
+            raise BadConfig(f"{MOST} commands are waiting for answers already", next="fleetfold hub status")
+        return (*(errands if len(errands) < MOST else waiting), Errand(command, until))
+
+    _change(records, COMMANDS, _ERRANDS, ordered)
 
 
-def passed(records: Records, command: Command) -> None:
-    records.put_many([(COMMANDS + command.id, b"")])
+def done(records: Records, id: str) -> None:
+    """Nobody waits for that command any more."""
+    _change(records, COMMANDS, _ERRANDS, lambda errands: tuple(e for e in errands if e.command.id != id))
 
 
-def answered(records: Records, answer: Answer) -> None:
-    records.put_many([(ANSWERS + answer.id, encode(answer))])
+def ordered(records: Records, now: float) -> list[Command]:
+    """Commands that somebody waits for and that have no answer, those that were passed on among them."""
+    errands = _read(records, COMMANDS, _ERRANDS)
+    return [each.command for each in errands if each.answer is None and each.until > now]
+
+
+def answered(records: Records, answers: Collection[Answer]) -> list[Answer]:
+    """Have them found by whoever waits. The first one counts. → those that nobody waits for, from that
+    device at least."""
+    strays: list[Answer] = []
+
+    def taken(errands: tuple[Errand, ...]) -> tuple[Errand, ...]:
+        waiting = {(e.command.id, e.command.device): n for n, e in enumerate(errands)}
+        found = list(errands)
+        strays.clear()
+        for answer in answers:
+            place = waiting.get((answer.id, answer.device))
+            if place is None or found[place].answer is not None:
+                strays.append(answer)
+            else:
+                found[place] = replace(found[place], answer=answer)
+        return tuple(found)
+
+    if answers:
+        _change(records, COMMANDS, _ERRANDS, taken)
+    return strays
+
+
+def expired(records: Records, before: float) -> list[Command]:
+    """Commands for which nobody has waited since; they are forgotten."""
+    gone: list[Command] = []
+
+    def kept(errands: tuple[Errand, ...]) -> tuple[Errand, ...]:
+        gone[:] = [each.command for each in errands if each.until < before]
+        return tuple(each for each in errands if each.until >= before)
+
+    _change(records, COMMANDS, _ERRANDS, kept)
+    return gone
 
 
 def answer(records: Records, id: str) -> Answer | None:
-    found = records.get(ANSWERS + id)
-    return None if found is None else _ANSWER.decode(found.value)
+    found = (each.answer for each in _read(records, COMMANDS, _ERRANDS) if each.command.id == id)
+    return next(found, None)
+
+
+def files(command: Command) -> list[str]:
+    """Keys of what lies there for this command alone."""
+    return [key for key in (command.model, command.upload) if key.startswith(folder(command.id))]
+
+
+def folder(id: str) -> str:
+    """What keys begin with of what lies there for that command alone."""
+    return f"commands/{id}."
+
+
+# How the hub fares
 
 
 def tell(records: Records, status: Status) -> None:
@@ -98,3 +180,21 @@ def status(records: Records) -> Status | None:
         return None if found is None else _STATUS.decode(found.value)
     except msgspec.MsgspecError as error:
         raise Unavailable(f"the hub's status is of another version: {error}", next="fleetfold hub") from None
+
+
+def _read(records: Records, key: str, decoder: "msgspec.json.Decoder[tuple[_T, ...]]") -> tuple[_T, ...]:
+    found = records.get(key)
+    return decoder.decode(found.value) if found else ()
+
+
+def _change(
+    records: Records, key: str, decoder: "msgspec.json.Decoder[tuple[_T, ...]]",
+    change: Callable[[tuple[_T, ...]], tuple[_T, ...]],
+) -> None:  # fmt: skip
+    for _ in range(TRIES):
+        found = records.get(key)
+        old = decoder.decode(found.value) if found else ()
+        new = change(old)
+        if new == old or records.swap(key, msgspec.json.encode(new), found.version if found else 0):
+            return
+    raise Unavailable(f"lost {TRIES} compare-and-sets on {key}")

@@ -14,9 +14,11 @@ from fleetfold import layout
 from fleetfold.adapters.mqtt_bus import MqttBus
 from fleetfold.agent.app import find_app, import_paths
 from fleetfold.errors import BadConfig
+from fleetfold.hub.enrol import credentials
 from fleetfold.hub.scorer import Scorer
 from fleetfold.messages import Kind, Report
-from fleetfold.ports import Letter, Objects
+from fleetfold.ports import Control, Letter, Objects, Records
+from fleetfold.round.fleet import Device
 from fleetfold.wiring import hub as wiring
 from fleetfold.wiring.local import Place
 
@@ -32,19 +34,22 @@ class Stored:
         self._lock, self._at = threading.Lock(), dict[str, float]()
 
     def add(self, key: str) -> None:
-        if "/updates/" in key and not layout.part_of(key):
+        """`key`: of an update, or of one of its parts; of anything else is nothing to report."""
+        part = layout.part_of(key)
+        if "/updates/" in key:
             with self._lock:
-                self._at[key] = time.monotonic()
+                self._at[part[0] if part else key] = time.monotonic()
 
     def letters(self, run: str, reported: Sequence[Letter]) -> list[Letter]:
+        """What is due of that run's; nobody asks any more for what runs before it left."""
         now = time.monotonic()
         with self._lock:
             for letter in reported:
                 report = letter.report
                 where = layout.round(report.run, report.round, report.kind) if report.run == run else ""
                 self._at.pop(layout.update(where, report.device), None)
-            mine = {key: at for key, at in self._at.items() if key.startswith(f"{layout.run(run)}/")}
-            due = [key for key, at in mine.items() if now - at > SILENT]
+            self._at = {key: at for key, at in self._at.items() if key.startswith(f"{layout.run(run)}/")}
+            due = [key for key, at in self._at.items() if now - at > SILENT]
         return [Letter(key, _reported(run, key)) for key in due]
 
     def acknowledge(self, receipts: Sequence[str]) -> None:
@@ -62,19 +67,33 @@ def _reported(run: str, key: str) -> Report:
 
 
 class Hearing:
-    """`Control` of one run: the bus, and what the door has seen."""
+    """`Control` of one run: the bus, and what the door has seen, where it is whole."""
 
-    def __init__(self, run: str, bus: MqttBus, stored: Stored) -> None:
-        self._run, self._bus, self._stored = run, bus, stored
+    def __init__(self, run: str, bus: Control, stored: Stored, objects: Objects) -> None:
+        self._run, self._bus, self._stored, self._objects = run, bus, stored, objects
         self.invite, self.withdraw = bus.invite, bus.withdraw
 
     def letters(self) -> list[Letter]:
         reported = self._bus.letters()
-        return [*reported, *self._stored.letters(self._run, reported)]
+        due = self._stored.letters(self._run, reported)
+        return [*reported, *(letter for letter in due if self._objects.size(letter.receipt) is not None)]
 
     def acknowledge(self, receipts: Sequence[str]) -> None:
         self._bus.acknowledge(receipts)
         self._stored.acknowledge(receipts)
+
+
+class Belonging:
+    """Whether a device's credential counts: of all devices that are asked about at once, read once."""
+
+    def __init__(self, records: Records) -> None:
+        self._records, self._at, self._names = records, float("nan"), frozenset[str]()
+
+    def __call__(self, device: Device, now: float) -> bool:
+        if now != self._at:
+            known = credentials(self._records)
+            self._at, self._names = now, frozenset(each.device for each in known if each.counts)
+        return device.name in self._names
 
 
 class Driver:
@@ -89,15 +108,12 @@ class Driver:
         import_paths(app)
         self._log: IO[bytes] = (place.folder / "scorer.log").open("ab")
         self._scorer = Scorer(app.place, self._log)
-        self._control = Hearing(place.run, bus, stored)
+        self._control = Hearing(place.run, bus, stored, objects)
         self._coordinator = wiring.coordinator(
-            place, found[0].settings, objects, self._control, time.time, self._scorer.score, away=away
-        )
+            place, found[0].settings, objects, self._control, time.time, self._scorer.score, bus.ignored,
+            Belonging(wiring.records(place.home)), away=away,
+        )  # fmt: skip
         self._resumed, self._wake = False, 0.0
-
-    @property
-    def ignored(self) -> dict[str, int]:
-        return self._coordinator.ignored
 
     def step(self) -> float:
         """→ when to look again at the latest, in seconds since the epoch; infinity when the run has ended."""

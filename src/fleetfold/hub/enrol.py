@@ -25,9 +25,9 @@ from fleetfold.hub.authority import (
 )
 from fleetfold.layout import checked_name
 from fleetfold.ledger import Ledger
-from fleetfold.messages import encode
+from fleetfold.messages import Presence, encode
 from fleetfold.ports import Records
-from fleetfold.round.fleet import Device
+from fleetfold.round.fleet import Device, heard
 
 CREDENTIALS = "credentials/"
 
@@ -64,11 +64,12 @@ def enroll(records: Records, folder: Path, device: str, now: float, csr: str = "
         certificate, key = device_certificate(authority, requested_key(csr), device, id), ""
     else:
         certificate, key = device_pair(authority, device, id)
-    Ledger(records).register(Device(name=device))
+    Ledger(records).register(Device(name=device, says=Presence(device=device, online=False)))
     fresh = Credential(device=device, id=id, issued_at=now)
     _change(records, device, lambda old: replace(fresh, past=(*old.past, old.id)) if old else fresh)
     return Bundle(
-        fleet=place.fleet, device=device, brokers=place.brokers, authority=authority.pem,
+        fleet=place.fleet, device=device, brokers=place.brokers, door=place.base,
+        authority=authority.pem,
         certificate=certificate, key=key,
     )  # fmt: skip
 
@@ -81,7 +82,16 @@ def revoke(records: Records, device: str, now: float) -> Credential:
             raise BadConfig(f"device {device[:80]!r} was never enrolled", next="fleetfold devices")
         return replace(old, revoked_at=now) if old.counts else old
 
-    return _change(records, device, revoked)
+    changed = _change(records, device, revoked)
+    ledger = Ledger(records)
+    ledger.save_devices([heard(entry, absence(changed), now) for entry in ledger.devices([device])])
+    return changed
+
+
+def absence(credential: Credential) -> Presence:
+    """What is said of a device that was cut off: it is not there; if it belongs no more, not to be asked."""
+    reason = "" if credential.counts else "revoked"
+    return Presence(device=credential.device, online=False, available=not reason, reason=reason)
 
 
 def credential(records: Records, device: str) -> Credential | None:

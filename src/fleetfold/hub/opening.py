@@ -25,12 +25,15 @@ def check(home: Path) -> None:
 
 
 def submit(app: App, settings: Settings, model: bytes, place: Place) -> Run:
-    """A new run of the hub's, of all the fleet that there is."""
+    """A new run of the hub's, of all the fleet that there is. It has its place in the queue before it is
+    there: should this process die in between, the hub passes over what was never opened."""
     wiring.attach(place)
-    ledger, objects, records = wiring.ledger(place), local.objects(place), wiring.records(place.home)
+    ledger, records = wiring.ledger(place), wiring.records(place.home)
+    objects = local.objects(place, durable=True)
     settings = replace(settings, devices=max(1, len(ledger.fleet())))
-    run = open_run(place.run, app.place, settings, model, [], ledger, objects, time.time())
     desk.queue(records, place.run, time.time())
+    run = open_run(place.run, app.place, settings, model, [], ledger, objects, time.time())
+    desk.queue(records, place.run, time.time())  # if that took so long that the hub has passed it over
     return run
 
 

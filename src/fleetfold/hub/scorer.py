@@ -3,9 +3,11 @@
 hub ──length, model file──▶ scorer: the app's trainer, kept warm ──one line of JSON──▶ hub
 """
 
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import IO
 
 import msgspec
@@ -37,16 +39,17 @@ class Scorer:
         self._tests = False
 
     def score(self, model: bytes) -> Metrics:
-        """Raises BadConfig for what the user's code raises."""
+        """Raises BadConfig for what the user's code raises. A process that died since is started again."""
+        if self._process is not None and self._tests and self._process.poll() is not None:
+            self.close()
         process = self._process or self._started()
         if not self._tests:
             return {}
         assert process.stdin is not None
-        try:
-            process.stdin.write(len(model).to_bytes(LENGTH, "little") + model)
+        with suppress(BrokenPipeError):  # it has died: `_said` tells
+            process.stdin.write(len(model).to_bytes(LENGTH, "little"))
+            process.stdin.write(model)
             process.stdin.flush()
-        except BrokenPipeError:
-            pass  # it has died: `_said` tells
         return self._said(process).metrics
 
     def close(self) -> None:
@@ -55,7 +58,8 @@ class Scorer:
             self._process.wait()
             for pipe in (self._process.stdin, self._process.stdout):
                 if pipe is not None:
-                    pipe.close()
+                    with suppress(BrokenPipeError):  # of what nobody has read
+                        pipe.close()
             self._process = None
 
     def _started(self) -> "subprocess.Popen[bytes]":
@@ -76,13 +80,14 @@ class Scorer:
             )
         said = msgspec.json.decode(line, type=Said)
         if said.error:
+            self.close()
             raise BadConfig(said.error, next=said.next)
         return said
 
 
 def main(arguments: Sequence[str]) -> None:
-    said, heard = sys.stdout.buffer, sys.stdin.buffer
-    sys.stdout = sys.stderr  # what the app prints is no answer
+    said, heard = os.fdopen(os.dup(1), "wb"), sys.stdin.buffer
+    os.dup2(2, 1)  # what the app prints, by whatever way, is no answer
 
     def say(line: Said) -> None:
         said.write(msgspec.json.encode(line) + b"\n")

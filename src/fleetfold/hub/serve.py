@@ -18,7 +18,7 @@ from msgspec.structs import replace
 from fleetfold import layout
 from fleetfold.adapters.mqtt_bus import LIFETIME
 from fleetfold.coordinator.granting import grant, refused
-from fleetfold.errors import BadConfig, FleetfoldError, Unavailable, blame
+from fleetfold.errors import BadConfig, FleetfoldError, Unavailable, blame, shown, told
 from fleetfold.hub import desk
 from fleetfold.hub.authority import site
 from fleetfold.hub.broker import Broker
@@ -28,7 +28,7 @@ from fleetfold.hub.enrol import credential
 from fleetfold.hub.registrar import Registrar
 from fleetfold.hub.signing import HubSigner
 from fleetfold.ledger import Ledger
-from fleetfold.messages import Ask, Grant
+from fleetfold.messages import Answer, Ask, Command, Grant
 from fleetfold.ports import Signer, pause
 from fleetfold.round.run import RunState
 from fleetfold.wiring import hub as wiring
@@ -38,6 +38,8 @@ LOOK = 0.25
 """Seconds between two looks at what other processes have left."""
 GATHER = 0.01
 """Seconds in which more may come before what has come is taken in."""
+OPENING = 60.0
+"""Seconds that may pass between a run's place in the queue and its opening."""
 SERVER = ("server.pem", "server.key", "ca.pem")
 """Of the hub's folder: what the door is known by, and whose certificates it takes."""
 Log = Callable[[str], None]
@@ -54,7 +56,7 @@ class Hub:
         self._fleet = Ledger(self._records)
         self._objects, store = wiring.objects(home, self._site.objects)
         self._woken, self._stopping = threading.Event(), threading.Event()
-        self._base = f"https://{_host(self._site.hosts[0])}:{self._site.door}"
+        self._base = self._site.base
         secret = (folder / "signing.key").read_bytes()
         self._signer: Signer = store or HubSigner(secret, self._base, time.time)
         self._stored = Stored()
@@ -69,6 +71,7 @@ class Hub:
         )  # fmt: skip
         self._registrar = Registrar(self._fleet)
         self._driver: Driver | None = None
+        self._passed: set[str] = set()  # ids of commands that the broker has
         self._said, self._troubles = "", 0
         self._started_at, self._told_at = time.time(), float("-inf")
 
@@ -100,13 +103,15 @@ class Hub:
             self._attend()
             seconds = min(self._drive(), LOOK)
             self._troubles = 0
-        except Unavailable as error:
-            saying, seconds = error.sentence, pause(self._troubles, 0.1, 5.0, 0.7)
+        except Exception as error:  # noqa: BLE001 - whatever came over the wire, the fleet has a hub
+            saying = told(error)[0] if isinstance(error, FleetfoldError) else f"a fault: {blame(error)}"
+            seconds = pause(self._troubles, 0.1, 5.0, 0.7)
             self._troubles += 1
         if saying and saying != self._said:
             self._log(saying)
         self._said = saying
-        self._tell()
+        with suppress(FleetfoldError):  # it is told again
+            self._tell()
         if self._woken.wait(max(0.0, seconds)) and not self._stopping.is_set():
             time.sleep(GATHER)
 
@@ -116,6 +121,7 @@ class Hub:
             self._broker.restart()
         if self._bus.forgotten():
             self._registrar.all_gone()
+            self._passed.clear()
             if self._driver:
                 self._driver.repeat = True
 
@@ -126,11 +132,27 @@ class Hub:
         self._registrar.take(self._bus.presences(), seen, time.time())
         for ask in self._bus.asks():
             self._bus.grant(self._granted(ask))
-        for command in desk.ordered(self._records):
-            self._bus.command(wiring.signed(command, self._signer))
-            desk.passed(self._records, command)
-        for answer in self._bus.answers():
-            desk.answered(self._records, answer)
+        self._pass_on()
+        for answer in desk.answered(self._records, self._bus.answers()):
+            self._bus.ignored(f"answer of {answer.device} to a command that nobody waits for")
+
+    def _pass_on(self) -> None:
+        """Commands, once in the life of hub and broker: a device does each once, however often it comes."""
+        if not self._connection.connected:
+            return
+        waiting = desk.ordered(self._records, time.time())
+        self._passed &= {command.id for command in waiting}
+        for command in waiting:
+            if command.id not in self._passed:
+                try:
+                    self._bus.command(wiring.signed(command, self._signer))
+                except BadConfig as error:
+                    self._refuse(command, error.sentence)
+                self._passed.add(command.id)
+
+    def _refuse(self, command: Command, why: str) -> None:
+        refusal = Answer(id=command.id, device=command.device, state="refused", reason=why)
+        desk.answered(self._records, [refusal])
 
     def _granted(self, ask: Ask) -> Grant:
         place = Place(self._home, ask.run)
@@ -150,72 +172,93 @@ class Hub:
 
     def _drive(self) -> float:
         """The first run of the queue. → seconds until it wants to be looked at again."""
-        queue = desk.queued(self._records)
-        if self._driver and (not queue or queue[0] != self._driver.run):
-            self._driver.close()
-            self._driver = None
-        if not queue:
+        first = self._first()
+        if self._driver and (first is None or first.run != self._driver.run):
+            self._leave_run()
+        if first is None:
             self._pass_over()
             return LOOK
         try:
             if self._driver is None:
-                self._log(f"run {queue[0]} goes on")
-                place = Place(self._home, queue[0])
+                self._log(f"run {first.run} goes on")
                 self._driver = Driver(
-                    place, self._bus, self._objects, self._stored, away=bool(self._site.objects)
-                )
+                    Place(self._home, first.run), self._bus, self._objects, self._stored,
+                    away=bool(self._site.objects),
+                )  # fmt: skip
             wake = self._driver.step()
         except BadConfig as error:
-            self._fail(queue[0], error.sentence)
+            self._fail(first, error.sentence)
         except Unavailable:
             raise
         except Exception as error:  # noqa: BLE001 - one run's fault must not end the hub
-            self._fail(queue[0], f"a fault of fleetfold itself: {blame(error)}")
+            self._fail(first, f"a fault of fleetfold itself: {blame(error)}")
         else:
             if wake != float("inf"):
                 return wake - time.time()
-            self._log(f"run {queue[0]} has ended")
-            desk.leave(self._records, queue[0])
+            self._log(f"run {first.run} has ended")
+            self._end(first)
         return 0.0
+
+    def _first(self) -> desk.Waiting | None:
+        """The first run of the queue. Who put one there and died before it was opened is not waited for."""
+        for waiting in desk.queued(self._records):
+            place = Place(self._home, waiting.run)
+            if (self._driver and self._driver.run == waiting.run) or (
+                wiring.is_run(place) and wiring.ledger(place).run(waiting.run)
+            ):
+                return waiting
+            if time.time() - waiting.at > OPENING:
+                self._log(f"run {waiting.run} was never opened")
+                desk.leave(self._records, waiting)
+        return None
 
     def _pass_over(self) -> None:
         """Reports that no run waits for."""
         strays = self._bus.letters()
         for letter in strays:
-            self._bus.ignored(f"report for run {letter.report.run[:80]}, which has ended")
+            self._bus.ignored(f"report for run {shown(letter.report.run, 80)}, which has ended")
         self._bus.acknowledge([letter.receipt for letter in strays])
 
-    def _fail(self, name: str, why: str) -> None:
-        self._log(f"run {name} failed: {why}")
-        ledger = wiring.ledger(Place(self._home, name))
-        found = ledger.run(name)
-        if found and found[0].state is RunState.RUNNING:
+    def _fail(self, failed: desk.Waiting, why: str) -> None:
+        self._log(f"run {failed.run} failed: {why}")
+        ledger = wiring.ledger(Place(self._home, failed.run))
+        while (found := ledger.run(failed.run)) and found[0].state is RunState.RUNNING:
             ended = replace(found[0], state=RunState.FAILED, reason=why, ended_at=time.time())
-            ledger.save_run(ended, found[1])
-        desk.leave(self._records, name)
+            ledger.save_run(ended, found[1])  # else somebody has given it more to do: look again
+        self._end(failed)
+
+    def _end(self, ended: desk.Waiting) -> None:
+        self._leave_run()
+        desk.leave(self._records, ended)
+
+    def _leave_run(self) -> None:
+        if self._driver:
+            self._driver.close()
+            self._driver = None
 
     def _tell(self) -> None:
         if time.monotonic() - self._told_at < desk.TELL:
             return
         self._told_at = time.monotonic()
-        fleet, link = self._fleet.fleet(), self._connection
-        ignored = self._bus.ignored.counts | (self._driver.ignored if self._driver else {})
-        told = desk.Status(
+        self._tidy()
+        (online, known), link = self._registrar.count(time.time()), self._connection
+        status = desk.Status(
             pid=os.getpid(), started_at=self._started_at, told_at=time.time(),
             broker=link.address, connected=link.connected, why=link.why, door=self._base,
             run=self._driver.run if self._driver else "", saying=self._said,
-            online=sum(bool(d.says and d.says.online) for d in fleet), known=len(fleet),
-            ignored=ignored, refused=dict(self._door.refused),
+            online=online, known=known,
+            ignored=dict(self._bus.ignored.counts), refused=dict(self._door.refused),
         )  # fmt: skip
-        desk.tell(self._records, told)
+        desk.tell(self._records, status)
+
+    def _tidy(self) -> None:
+        """What came for commands that nobody waits for any more; nothing can come now."""
+        for command in desk.expired(self._records, time.time() - LIFETIME):
+            for key in desk.files(command):
+                self._objects.delete(key)
 
     def _leave(self) -> None:
-        if self._driver:
-            self._driver.close()
+        self._leave_run()
         with suppress(FleetfoldError):
             self._told_at = float("-inf")
             self._tell()
-
-
-def _host(name: str) -> str:
-    return f"[{name}]" if ":" in name else name

@@ -69,16 +69,24 @@ def resume(place: Place, app: App | None, rounds: int | None, watch: Watch) -> R
             raise BadConfig(
                 f"run {place.run} was never opened; there is nothing to resume", next="fleetfold run APP"
             )
-        run, version = found
+        run, _ = found
         ledger = wiring.ledger(place, durable=wiring.is_durable(run.settings))
         if app is None:
             folder = Path(run.app).parent if run.app.endswith(".py") else Path.cwd()
             app = App(place.run.rpartition("-")[0], run.app, str(folder))
         trainer = _loaded(app, run.settings)
-        again = _again(run, rounds)
-        if again != run:
-            ledger.save_run(again, version)
+        extend(ledger, place.run, rounds)
         return _drive(app, trainer, place, ledger, watch, resumed=True)
+
+
+def extend(ledger: Ledger, name: str, rounds: int | None) -> None:
+    """Give the run more to do: rounds up to that many, or what it failed at. Raises BadConfig."""
+    while True:
+        found = ledger.run(name)
+        assert found is not None
+        again = _again(found[0], rounds)
+        if again == found[0] or ledger.save_run(again, found[1]):  # else a hub has driven it on meanwhile
+            return
 
 
 def _again(run: Run, rounds: int | None) -> Run:

@@ -21,12 +21,18 @@ class Device(Struct, frozen=True, kw_only=True):
     arrived: int = 0  # rounds that it contributed to
     failures: int = 0  # rounds that it was refused in, failed, or missed
     last_round: int = 0  # the newest round that it was invited to: what was counted once is not again
+    last_run: str = ""  # whose round that was: a hub's fleet serves many runs
     says: Presence | None = None  # of a fleet elsewhere: the newest that came
 
 
 def heard(device: Device, presence: Presence, now: float) -> Device:
     """The entry after the device said that of itself, or its last will did."""
     return replace(device, says=presence, last_seen=now if presence.online else device.last_seen)
+
+
+def in_run(device: Device, run: str) -> Device:
+    """The entry as that run sees it: rounds of another do not compare with its own."""
+    return device if device.last_run in ("", run) else replace(device, last_run=run, last_round=0)
 
 
 def settle(

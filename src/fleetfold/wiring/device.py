@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from fleetfold import bundle
 from fleetfold.adapters.connection import Connection
@@ -26,6 +27,8 @@ from fleetfold.ports import Records, Transfer
 from fleetfold.wiring.faults import faulty
 
 LINK = "fleetfold.wiring.device:link"
+PLAIN = "FLEETFOLD_AGENT_PLAIN"
+"""In the environment, `1`: addresses of this very machine may be in plain text, for doubles of stores."""
 TRANSFER = "fleetfold.wiring.device:transfer"
 """module:name of what makes a device's way to its fleet, and to objects: its own process makes it there."""
 
@@ -56,7 +59,9 @@ def transfer(
     from fleetfold.adapters.https import SignedTransfer  # for the worker alone: it needs numpy
 
     own = bundle.load(home / "bundle.json")
-    return SignedTransfer(home, own, ask, wait, spent=spent, progress=progress)
+    hosts = [host] if (host := urlsplit(own.door).hostname) else []
+    plain = os.environ.get(PLAIN) == "1"
+    return SignedTransfer(home, own, ask, wait, hosts=hosts, plain=plain, spent=spent, progress=progress)
 
 
 def link_by(reference: str, bundle: Bundle) -> Any:
