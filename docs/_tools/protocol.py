@@ -28,6 +28,7 @@ reference.MEANINGS |= {
         "fleet": "the fleet's name, in every topic",
         "device": "the device's name, in its topics and its certificate",
         "brokers": "addresses, tried in this order: `mqtts://host:8883`, `wss://host:443/mqtt`",
+        "door": "the hub's door, `https://host:8443`: addresses elsewhere are an object store's",
         "authority": "the certificate that broker and door are known by, as PEM",
         "certificate": "the device's own, as PEM",
         "key": "its private key, as PEM; empty where the device has made its own",

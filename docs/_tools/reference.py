@@ -103,6 +103,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "arrived": "rounds that it contributed to",
         "failures": "rounds that it missed, failed or was refused in",
         "last_round": "the newest round that it was invited to",
+        "last_run": "the run of that round",
         "says": "of a fleet elsewhere: what it said of itself last (protocol.md, `Presence`)",
     },
 }
