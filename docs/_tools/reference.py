@@ -9,7 +9,7 @@ that is told nowhere is an error.
 import argparse
 import inspect
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -279,11 +279,11 @@ PARTS: dict[str, Callable[[], str]] = {
 }
 
 
-def renewed(text: str) -> str:
+def renewed(text: str, parts: Mapping[str, Callable[[], str]] = PARTS) -> str:
     """The page with its generated parts made anew. Raises KeyError for a marker of no part."""
     return re.sub(
         r"<!-- ([\w ]+) -->\n.*?<!-- end -->",
-        lambda part: f"<!-- {part[1]} -->\n{PARTS[part[1]]()}\n<!-- end -->",
+        lambda part: f"<!-- {part[1]} -->\n{parts[part[1]]()}\n<!-- end -->",
         text,
         flags=re.S,
     )

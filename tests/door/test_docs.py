@@ -6,11 +6,14 @@ leaves behind the next one finds.
     ```console           lines with `$ ` (going on with `> `) are run by bash; the lines below each must
                          occur in what it says. `console exit=2` for a last command that fails. … is
                          anything; fractions, durations, sizes and dates may differ.
+    ```json Task         an example of that message, or `json schema` of one: read as such.
     ```python, ```toml   run, or parsed; a first line `# my-app/app.py` writes that file, and the line
                          `# my-app/app.py, changed` puts the block's functions in place of the file's own.
 """
 
 import ast
+import importlib
+import json
 import os
 import re
 import shutil
@@ -22,11 +25,13 @@ import tomllib
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
-from types import ModuleType
 from typing import NamedTuple
 
+import msgspec
 import pytest
 
+from fleetfold import messages
+from fleetfold.bundle import Bundle
 from tests.images import write_cifar10, write_mnist
 
 ROOT = Path(__file__).parents[2]
@@ -119,6 +124,8 @@ def test_every_block_of_this_page_does_what_it_says(page: Path, tmp_path: Path) 
                     execute(block, place)
                 case "toml":
                     settle(block, place)
+                case "json":
+                    read(block)
                 case "text" | "mermaid":
                     pass
                 case "":
@@ -127,7 +134,7 @@ def test_every_block_of_this_page_does_what_it_says(page: Path, tmp_path: Path) 
                 case other:
                     pytest.fail(
                         f"{block.where}: a block in {other!r} is not tested; "
-                        "use console, python or toml, or text for what does not run"
+                        "use console, python, toml or json, or text for what does not run"
                     )
 
 
@@ -239,6 +246,21 @@ def settle(block: Block, place: Place) -> None:
         (place.folder / path).write_text(block.text + "\n")
 
 
+def read(block: Block) -> None:
+    """An example of a message has no field that the message has not, and is read as one."""
+    found = json.loads(block.text)
+    assert isinstance(found, dict), f"{block.where}: a message is one JSON object"
+    struct = getattr(messages, found["title"] if block.info == "schema" else block.info, Bundle)
+    fields = {field.encode_name for field in msgspec.structs.fields(struct)}
+    if block.info == "schema":
+        assert found["properties"].keys() == fields, block.where
+        return
+    assert found.keys() <= fields, f"{block.where}: no field of {block.info}: {found.keys() - fields}"
+    message = msgspec.convert(found, struct)
+    assert struct.__name__ == block.info, f"{block.where}: after `json` stands a message's name, or schema"
+    assert msgspec.json.decode(messages.encode(message), type=struct) == message
+
+
 def named(block: Block, suffix: str) -> tuple[str | None, bool]:
     """The file that a block's first line names, and whether only part of it changes."""
     found = re.match(rf"# (\S+\.{suffix})(, changed)?$", block.text.partition("\n")[0])
@@ -304,21 +326,14 @@ def test_every_page_is_named_on_the_index() -> None:
         )
 
 
-def test_the_tables_of_the_reference_are_those_of_the_program() -> None:
-    page = ROOT / "docs/reference.md"
-    text = page.read_text()
-    assert reference().renewed(text) == text, "the program has changed: run python docs/_tools/reference.py"
-
-
-def reference() -> ModuleType:
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("reference", ROOT / "docs/_tools/reference.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.mark.parametrize("name", ["reference", "protocol"])
+def test_the_generated_parts_of_this_page_are_those_of_the_program(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs/_tools")
+    text = (ROOT / f"docs/{name}.md").read_text()
+    due = f"the program has changed: run python docs/_tools/{name}.py"
+    assert importlib.import_module(name).renewed(text) == text, due
 
 
 # The tests' own test
