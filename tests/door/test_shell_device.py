@@ -53,6 +53,7 @@ def running(home: Path, name: str, *words: str) -> Iterator[None]:
         process.wait(30)
 
 
+@pytest.mark.fleet
 def test_a_device_in_bash_takes_part_in_every_round(tmp_path: Path) -> None:
     (tmp_path / "app").mkdir()
     (tmp_path / "app/app.py").write_text(APP.replace("        raise NotImplementedError", MODEL))
@@ -73,6 +74,7 @@ def test_a_device_in_bash_takes_part_in_every_round(tmp_path: Path) -> None:
             assert lines == {"shed-1": "admitted", "dev-1": "admitted", "dev-2": "admitted"}
 
 
+@pytest.mark.fleet
 def test_a_device_in_bash_keeps_every_rule_of_the_contract() -> None:
     result = check("--", "bash", str(DEVICE), "{bundle}", "{home}")
     assert result.returncode == 0, result.stdout + result.stderr

@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from fleetfold.hub.check import RULES
 
 APP = """
@@ -36,6 +38,7 @@ def rules(result: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]]
     return {seen["rule"]: seen for seen in json.loads(result.stdout)["rules"]}
 
 
+@pytest.mark.fleet
 def test_our_own_device_keeps_every_rule(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(APP)
     agent = [
@@ -56,6 +59,7 @@ def test_our_own_device_keeps_every_rule(tmp_path: Path) -> None:
     assert found.keys() == {rule.id for rule in RULES if rule.tried}
 
 
+@pytest.mark.fleet
 def test_a_wrong_device_breaks_the_rules_that_it_breaks_and_no_others() -> None:
     wrong = Path(__file__).with_name("wrong_device.py")
     result = check("--", sys.executable, str(wrong), "{bundle}", patience=1.0)
