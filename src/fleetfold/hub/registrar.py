@@ -31,7 +31,7 @@ class Registrar:
         self._online, self._known, self._counted = set[str](), 0, float("-inf")
 
     def count(self, now: float) -> tuple[int, int]:
-        """Devices that are there, and devices that belong; the latter as of a while ago."""
+        """Devices that are there, and devices that belong, the latter as of a moment ago."""
         if not 0 <= now - self._counted < COUNTED * self._known:
             fleet = self._ledger.fleet()
             self._online = {device.name for device in fleet if device.says and device.says.online}
