@@ -16,8 +16,6 @@ WORDS = 200
 """Characters that are kept of what a device says in words of its own."""
 EVERY = 5.0
 """Seconds between two writes of what is only newer."""
-
-
 COUNTED = 0.005
 """Seconds for each device between two counts of all: a large fleet is not read through all the time."""
 
