@@ -273,14 +273,17 @@ class Connection:
 
 
 class _Tunnelled(Client):
-    """Through the proxy that the environment names for this host, if it does."""
+    """Through the proxy that the environment names for this host, if it does; nothing waits for more to go
+    with it."""
 
     def _create_socket_connection(
         self,
     ) -> socket.socket:  # paho has a hook for SOCKS alone, by a package more
         proxy = proxy_for(self._host, self._port)
         if proxy is None:
-            return super()._create_socket_connection()
+            made = super()._create_socket_connection()
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # http.client does so by itself
+            return made
         connection = HTTPConnection(proxy.host, proxy.port, timeout=TIMEOUT)
         connection.set_tunnel(self._host, self._port, proxy.headers)
         connection.connect()
