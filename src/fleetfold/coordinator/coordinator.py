@@ -16,12 +16,11 @@ from msgspec.structs import replace
 from fleetfold import layout
 from fleetfold.coordinator.folding import HERE, Made, fold_round, found, release_of, summary
 from fleetfold.coordinator.hiding import ENTROPY, Overspent, hide, set_of, spending, stopped, take_up, whole
-from fleetfold.coordinator.intake import Intake, quarantine
+from fleetfold.coordinator.intake import quarantine
 from fleetfold.coordinator.inviting import Way, tasks, ways
 from fleetfold.coordinator.late import (
     Debts,
     backlog,
-    claim,
     debts,
     give_back,
     heard,
@@ -31,19 +30,19 @@ from fleetfold.coordinator.late import (
 )
 from fleetfold.coordinator.opening import next_round
 from fleetfold.coordinator.policy import Policies
+from fleetfold.coordinator.reception import Reception
 from fleetfold.coordinator.registry import Stopwatch, by_own_clock, teach
 from fleetfold.coordinator.sources import header_of
 from fleetfold.coordinator.spreading import ways_there
-from fleetfold.errors import Unavailable, shown
+from fleetfold.errors import Unavailable
 from fleetfold.fold.gate import largest
 from fleetfold.fold.plan import Site
 from fleetfold.fold.recipe import Unfit
 from fleetfold.ledger import Arrival, Ledger, place
-from fleetfold.messages import Kind, Metrics, Report, Task
+from fleetfold.messages import Metrics, Task
 from fleetfold.ports import Alarm, Control, Objects, fetch
 from fleetfold.round.decide import Decision, decide, opened
 from fleetfold.round.events import (
-    Arrived,
     Disqualified,
     Effect,
     Event,
@@ -52,7 +51,6 @@ from fleetfold.round.events import (
     GiveUp,
     Invite,
     Publish,
-    Refused,
     Resumed,
     Ticked,
     WakeAt,
@@ -90,14 +88,25 @@ class Coordinator:
         self._name, self._ledger, self._objects, self._control = run, ledger, objects, control
         self._alarm, self._policies, self._clock = alarm, policies, clock
         self._sole, self._test, self._stopwatch, self._entropy = sole, test, stopwatch, entropy
-        self._site, self._ignored = site, ignored
+        self._site = site
         self._seats = lru_cache(maxsize=REMEMBERED)(self._load_cohort)
         self._header = lru_cache(maxsize=REMEMBERED)(lambda key: header_of(objects, key))
+        self._reception = Reception(
+            lambda: self._run()[0],
+            ledger,
+            objects,
+            control,
+            self._seats,
+            self._header,
+            self._feed,
+            ignored,
+            clock,
+        )
 
     def step(self) -> float:
         """Everything that can be done now. → when to look again at the latest, in seconds since the
         epoch; infinity when the run has ended."""
-        self._take_in()
+        self._reception.take_in()
         while True:
             run, _ = self._run()
             if run.state is not RunState.RUNNING:
@@ -127,9 +136,9 @@ class Coordinator:
         found = self._ledger.round(run.name, run.round, run.kind)
         if found is not None and run.state is RunState.RUNNING:
             self._feed(found[0], Resumed())
-            self._sweep(found[0])
+            self._reception.sweep(found[0])
             for number in sorted({number for number, _ in found[0].owed}):
-                self._sweep(known(self._ledger, run.name, number))
+                self._reception.sweep(known(self._ledger, run.name, number))
 
     def repeat(self) -> None:
         """After the bus has lost its memory: invite again who has not answered, and take in what came while
@@ -138,105 +147,11 @@ class Coordinator:
         found = self._ledger.round(run.name, run.round, run.kind)
         if found is None or found[0].phase is not Phase.OPEN:
             return
-        self._sweep(found[0])
+        self._reception.sweep(found[0])
         round, _ = self._round(found[0])
         if round.phase is Phase.OPEN:
             answered = {name for seat, name in enumerate(self._seats(round.cohort)) if seat in _heard(round)}
             self._control.invite([task for task in self._tasks(round) if task.device not in answered])
-
-    # Taking in
-
-    def _take_in(self) -> None:
-        letters = self._control.letters()
-        groups: dict[tuple[str, int, Kind], list[Report]] = {}
-        for letter in letters:
-            report = letter.report
-            groups.setdefault((report.run, report.round, report.kind), []).append(report)
-        for (run, number, kind), reports in groups.items():
-            self._pass_over(run, number, kind, reports)
-            self._collect(run, number, kind, reports)
-        self._control.acknowledge([letter.receipt for letter in letters])
-
-    def _pass_over(self, run: str, number: int, kind: Kind, reports: Sequence[Report]) -> None:
-        """Say of each report that tells nothing new why it does not."""
-        found = self._ledger.round(run, number, kind) if run == self._name else None
-        if found is None:
-            for _ in reports:
-                self._ignored(f"report for no round of run {shown(run, 80)!r} here")
-            return
-        round, known = found[0], set[str]()
-        invited, credited = frozenset(self._seats(round.cohort)), self._run()[0].settings.credits_late
-        for report in reports:
-            if report.device not in invited:
-                self._ignored("report of a device that was not invited to its round")
-            elif report.device in known or self._ledger.arrival(place(round), report.device):
-                self._ignored("report that has come before")
-            elif round.phase is not Phase.OPEN and not (credited and kind == "train"):
-                self._ignored("report for a round that is over")
-            known.add(report.device)
-
-    def _sweep(self, round: Round) -> None:
-        """Take in updates that lie there although no report of them came."""
-        found = [layout.device_of(key) for key in self._objects.list(layout.updates(place(round)))]
-        reports = [
-            Report(run=round.run, round=round.number, kind=round.kind, device=name, state="delivered")
-            for name in found
-        ]
-        self._collect(round.run, round.number, round.kind, reports)
-
-    def _collect(self, run: str, number: int, kind: Kind, reports: Sequence[Report]) -> None:
-        found = self._ledger.round(run, number, kind) if run == self._name else None
-        if found is None:
-            return
-        round, _ = found
-        seats = {name: seat for seat, name in enumerate(self._seats(round.cohort))}
-        model = self._header(layout.model(run, round.base)) if kind == "train" else None
-        Intake(self._ledger, self._objects, round, seats, model, self._run()[0].settings).judge(
-            reports, self._clock()
-        )
-        recorded = [self._ledger.arrival(place(round), r.device) for r in reports if r.device in seats]
-        # From the records, not from what was fresh: a report that is repeated after a death between the
-        # record and the round is how the round hears of it.
-        arrivals = [found[0] for found in recorded if found is not None]
-        admitted = frozenset(a.seat for a in arrivals if a.state == "admitted")
-        refused = frozenset(a.seat for a in arrivals if a.state == "refused")
-        current = self._feed(round, Arrived(admitted)) if admitted else round
-        if refused:
-            self._feed(round, Refused(refused))
-        in_time = current.arrived | current.refused
-        late = [
-            self._demote(round, arrival) if arrival.state == "admitted" else arrival
-            for arrival in arrivals
-            if arrival.state != "admitted" or arrival.seat not in in_time
-        ]
-        if late and kind == "train":
-            self._credit(round, late)
-
-    def _demote(self, round: Round, arrival: Arrival) -> Arrival:
-        """The round closed between the gate and the event: the update is late after all."""
-        late = replace(arrival, state="late", reason="came as the round closed")
-        found = self._ledger.arrival(place(round), arrival.device)
-        if found is not None and found[0].state == "admitted":
-            self._ledger.swap_arrival(place(round), late, expect=found[1])
-        return late
-
-    def _credit(self, round: Round, arrivals: Sequence[Arrival]) -> None:
-        """Tell the open round, if there is one and the run's policy is to credit, what came of an earlier
-        one: late updates count there, and what was refused is not owed to it any more. If there is none
-        yet, the next one finds out when it invites."""
-        run, _ = self._run()
-        later = run.settings.credits_late and run.kind == "train" and run.round > round.number
-        found = self._ledger.round(run.name, run.round) if later else None
-        if found is None:
-            return
-        target, where = found[0], place(round)
-        credits = frozenset(
-            a.key for a in arrivals if a.state != "refused" and claim(self._ledger, where, a.device, target)
-        )
-        heard_of = (a for a in arrivals if a.state == "refused" or a.key in credits)
-        answered = target.owed & {(round.number, a.seat) for a in heard_of}
-        if credits or answered:
-            self._feed(target, Arrived(credits=credits, answered=answered))
 
     # Deciding
 
