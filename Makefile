@@ -2,12 +2,15 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: demo test lint bench fuzz clean
+# The hub's broker, and what examples/shell-device and a test of clocks need: Debian's packages.
+DEBIAN := mosquitto mosquitto-clients curl jq faketime
+
+.PHONY: demo test lint bench fuzz fleet weather debian clean
 
 demo: .venv/ready
 	@$(BIN)/fleetfold demo
 
-test: .venv/ready lint
+test: .venv/ready debian lint
 	@$(BIN)/pytest -n 2 --dist worksteal
 
 lint: .venv/ready
@@ -17,11 +20,27 @@ lint: .venv/ready
 	@$(BIN)/lint-imports
 
 bench: .venv/ready
-	@for name in overhead fold select buffered attack codecs proximal privacy; do $(BIN)/python -m bench $$name || exit 1; done
+	@for name in overhead fold select buffered attack codecs proximal privacy fleet agent; do $(BIN)/python -m bench $$name || exit 1; done
 
 # Mutated updates through the gate and the fold: FUZZ_FILES of them (a million), from FUZZ_SEED (any).
 fuzz: .venv/ready
 	@$(BIN)/python -m tests.fuzz
+
+# Whole fleets of real processes: trained, killed, and in bad weather (cut off for WEATHER seconds).
+fleet: .venv/ready debian
+	@$(BIN)/pytest -s -m fleet tests/hub
+
+weather: .venv/ready debian
+	@WEATHER=60 $(BIN)/pytest -s -m fleet tests/hub -k links
+
+debian:
+	@for program in mosquitto mosquitto_sub curl jq faketime; do \
+	  PATH="$$PATH:/usr/sbin" command -v $$program > /dev/null || missing=yes; done; \
+	if [ -n "$$missing" ]; then \
+	  command -v apt-get > /dev/null || { echo "please install $(DEBIAN)"; exit 1; }; \
+	  echo "installing $(DEBIAN)"; as=; [ $$(id -u) = 0 ] || as=sudo; \
+	  $$as env DEBIAN_FRONTEND=noninteractive sh -c 'apt-get -qq update; apt-get -qq install -y --no-install-recommends $(DEBIAN)' > /dev/null; \
+	fi
 
 # Everything with pip, under the versions that were tested together; again when either file changes.
 .venv/ready: pyproject.toml constraints.txt hatch_build.py src/fleetfold/fold/_kernel.c

@@ -2,16 +2,18 @@
 
 from cyclopts import App
 
+from bench.agent import agent
 from bench.attack import attack
 from bench.buffered import buffered
 from bench.codecs import codecs
+from bench.fleet import fleet
 from bench.fold import fold
 from bench.overhead import overhead
 from bench.privacy import privacy
 from bench.proximal import proximal
 from bench.selection import select
 
-BENCHMARKS = (overhead, fold, select, buffered, attack, codecs, proximal, privacy)
+BENCHMARKS = (overhead, fold, select, buffered, attack, codecs, proximal, privacy, fleet, agent)
 
 app = App(
     name="python -m bench",

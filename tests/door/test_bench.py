@@ -61,3 +61,22 @@ def test_proximal_prints_a_row_for_each_strength_and_the_stronger_goes_less_far(
     lengths = [row["delta"] for row in rows]
     assert lengths == sorted(lengths, reverse=True)
     assert all(0 < row["accuracy"] <= 1 for row in rows)
+
+
+def test_fleet_prints_what_devices_at_a_real_hub_cost_it() -> None:
+    few = {"devices": 12, "enrolled": 20, "cohort": 5, "rounds": 1, "small": 2, "idle": 1}
+    done = bench("fleet", "--json", *(f"--{name}={count}" for name, count in few.items()))
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["devices"], found["enrolled"]) == (12, 20)
+    assert all(figure > 0 for name, figure in found.items() if name != "idle_core"), found
+    assert "0 connections were lost; 0 times something was unavailable" in done.stderr
+
+
+def test_agent_prints_what_waiting_costs_a_device_and_that_it_imports_nothing_heavy() -> None:
+    done = bench("agent", "--json", "--starts", "1", "--rest", "0")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["dependencies"] == 4
+    assert found["heavy"] == []
+    assert all(found[name] > 0 for name in ("start_s", "first_line_s", "resident_mb", "worker_mb"))

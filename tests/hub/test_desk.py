@@ -15,12 +15,11 @@ from fleetfold.adapters.sqlite import SqliteRecords
 from fleetfold.errors import BadConfig, Unavailable
 from fleetfold.fold.tensors import write
 from fleetfold.hub import desk, driver
-from fleetfold.hub.driver import Belonging, Hearing, Stored
-from fleetfold.hub.enrol import Credential
+from fleetfold.hub.driver import Hearing, Stored
 from fleetfold.hub.registrar import EVERY, WORDS, Registrar
 from fleetfold.hub.scorer import Scorer
 from fleetfold.ledger import Ledger
-from fleetfold.messages import Answer, Command, Presence, Report, encode
+from fleetfold.messages import Answer, Command, Presence, Report
 from fleetfold.ports import Record
 from fleetfold.round.fleet import Device
 
@@ -235,19 +234,6 @@ def test_when_the_broker_has_forgotten_nobody_is_there_until_it_says_so(ledger: 
     registrar.all_gone()
     assert there(ledger).says == Presence(device="a", examples=3, online=False)
     assert there(ledger, "b").says is None
-
-
-def test_a_device_whose_credential_is_revoked_does_not_belong(records: MemoryRecords) -> None:
-    def credential(name: str, revoked: float = 0.0) -> tuple[str, bytes]:
-        made = Credential(device=name, id="1", issued_at=1.0, revoked_at=revoked)
-        return f"credentials/{name}", encode(made)
-
-    records.put_many([credential("a"), credential("b", 2.0)])
-    belongs = Belonging(records)
-    fleet = [Device(name=name) for name in ("a", "b", "never")]
-    assert [belongs(device, 1.0) for device in fleet] == [True, False, False]
-    records.put_many([credential("a", 3.0), credential("b")])
-    assert [belongs(device, 2.0) for device in fleet] == [False, True, False], "asked again later"
 
 
 # Updates that nobody reports

@@ -14,6 +14,7 @@ from fleetfold.wiring.local import objects
 from tests.hub.fleet import Fleet, alone
 from tests.hub.weather import Weather
 
+pytestmark = pytest.mark.fleet
 APPS = Path(__file__).parents[2] / "examples"
 
 

@@ -1,6 +1,11 @@
 """The bus over a real Mosquitto with mutual TLS: the contract of every bus, and what only a wire has."""
 
+import queue
+import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
 
 import pytest
 from msgspec.structs import replace
@@ -10,11 +15,11 @@ from fleetfold.adapters.mqtt_bus import MqttBus
 from fleetfold.adapters.mqtt_link import MqttLink
 from fleetfold.errors import BadConfig, Unavailable
 from fleetfold.hub.broker import Broker
-from fleetfold.messages import LIMIT, Answer, Ask, Command, Grant, Presence, encode
+from fleetfold.messages import LIMIT, Answer, Ask, Command, Grant, Presence, Task, encode
 from fleetfold.ports import Control, Link
 from tests.contract.bus import BusContract, report, task
 from tests.hub.conftest import DEVICES, Enrolled
-from tests.hub.wire import Settled, bus_at, link_at, soon
+from tests.hub.wire import Settled, bus_at, connection_of, link_at, soon
 
 FAR = 4e9
 """A deadline that is not near."""
@@ -230,3 +235,41 @@ def test_a_broker_that_forgets_is_noticed_at_both_ends_and_both_come_back(
     soon(lambda: any(p.examples == 3 for p in bus.presences()))
     bus.invite([replace(task("a", 5), deadline=FAR)])
     soon(lambda: [t.round for t in link.tasks()] == [5])
+
+
+def test_connections_without_a_thread_are_driven_by_one_loop_and_spoken_by_from_any(
+    bus: MqttBus, site: Enrolled, open_link: Callable[[str], MqttLink]
+) -> None:
+    made = {device: connection_of(site, device) for device in DEVICES}
+    links = {d: MqttLink(c, site.place.fleet, d, time.monotonic) for d, c in made.items()}
+    wanting: queue.SimpleQueue[str] = queue.SimpleQueue()
+    standing = dict[str, bool]()
+
+    def turned() -> bool:
+        with suppress(queue.Empty):
+            while True:
+                made[wanting.get_nowait()].turn()
+        for device, connection in made.items():
+            standing[device] = connection.turn()
+        return True
+
+    for device, connection in made.items():
+        connection.wanting = partial(wanting.put, device)
+        connection.open()
+    soon(lambda: turned() and all(link.connected for link in links.values()))
+    bus.invite([task(device, 1) for device in DEVICES])
+    taken = dict[str, list[Task]]()
+    soon(lambda: turned() and all(taken.get(d) or taken.update({d: links[d].tasks()}) for d in DEVICES))
+    assert {device: found[0].device for device, found in taken.items()} == {d: d for d in DEVICES}
+    threads = [threading.Thread(target=links[d].report, args=(report(d),)) for d in DEVICES]
+    for thread in threads:
+        thread.start()
+    soon(lambda: turned() and {letter.report.device for letter in bus.letters()} == set(DEVICES))
+    other = open_link("a")  # the same device from elsewhere: the connection that was here is closed
+    soon(lambda: turned() and not standing["a"])
+    assert not links["a"].connected
+    other.close()
+    made["a"].open()
+    soon(lambda: turned() and links["a"].connected)
+    for connection in made.values():
+        connection.close()

@@ -16,8 +16,8 @@ from fleetfold.ports import Letter
 from tests.hub.conftest import Enrolled
 
 PATIENCE = 20.0
-QUICK = 0.05
-"""Seconds of a first pause, so that a test that loses its connection does not wait long."""
+QUICK = (0.05, 0.5)
+"""Pauses of a connection that is lost in a test: it does not wait long."""
 _serial = itertools.count(1)
 
 
@@ -56,7 +56,7 @@ class Plain:
 
 def bus_at(site: Enrolled, log: list[str] | None = None) -> MqttBus:
     """The hub's end, connected."""
-    connection = Connection("hub", site.place.brokers[:1], hub_context(site.folder), first=QUICK)
+    connection = Connection("hub", site.place.brokers[:1], hub_context(site.folder), pauses=QUICK)
     said = [] if log is None else log
     bus = MqttBus(connection, site.place.fleet, Plain(), time.time, said.append, lambda: None)
     connection.start()
@@ -66,12 +66,16 @@ def bus_at(site: Enrolled, log: list[str] | None = None) -> MqttBus:
 
 def link_at(site: Enrolled, device: str, timer: Callable[[], float] = time.monotonic) -> MqttLink:
     """A device's end, connected."""
-    bundle = site.bundles[device]
-    connection = Connection(device, bundle.brokers[:1], context(bundle), first=QUICK)
-    link = MqttLink(connection, bundle.fleet, device, timer)
+    link = MqttLink(connection_of(site, device), site.place.fleet, device, timer)
     link.start()
     soon(lambda: link.connected)
     return link
+
+
+def connection_of(site: Enrolled, device: str) -> Connection:
+    """A device's, not made yet."""
+    bundle = site.bundles[device]
+    return Connection(device, bundle.brokers[:1], context(bundle), pauses=QUICK)
 
 
 class Settled:

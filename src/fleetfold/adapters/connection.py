@@ -45,7 +45,8 @@ IN_FLIGHT = 500
 
 
 class Connection:
-    """`addresses`: tried in turn, the one that works is kept. `context` makes its TLS.
+    """`addresses`: tried in turn, the one that works is kept. `context` makes its TLS. `pauses`: seconds
+    after the first loss, and at most.
 
     Whoever uses it sets `filters` (topics that it subscribes to), `heard(message, receipt)`, which is to lead
     to `acknowledge(receipt)` sooner or later, `changed(session)` after each connection: whether the broker
@@ -53,9 +54,10 @@ class Connection:
     """
 
     def __init__(
-        self, client: str, addresses: tuple[str, ...], context: ssl.SSLContext, *, first: float = FIRST
-    ) -> None:
-        self._id, self._addresses, self._context, self._first = client, addresses, context, first
+        self, client: str, addresses: tuple[str, ...], context: ssl.SSLContext, *,
+        pauses: tuple[float, float] = (FIRST, MOST),
+    ) -> None:  # fmt: skip
+        self._id, self._addresses, self._context, self._pauses = client, addresses, context, pauses
         self.filters: tuple[str, ...] = ()
         self.heard: Callable[[MQTTMessage, str], None] = lambda message, receipt: None
         self.changed: Callable[[bool], None] = lambda session: None
@@ -138,7 +140,10 @@ class Connection:
         if self._client.want_write():
             self._client.loop_write()
         self._client.loop_misc()
-        return self._client.socket() is not None
+        stands = self._client.socket() is not None
+        if stands and self._client.want_write():
+            self.wanting()  # queued while the last of what was before it went out: nobody has said so
+        return stands
 
     # In the thread
 
@@ -155,7 +160,7 @@ class Connection:
             if not stood:
                 self._next_address()
             losses = 0 if stood and time.monotonic() - since > STEADY else losses + 1
-            self._closing.wait(pause(losses, self._first, MOST, random.random()))
+            self._closing.wait(pause(losses, *self._pauses, random.random()))
 
     def _attend(self) -> bool:
         """Turn whenever there is something to do, until the connection is lost or given up. → whether it

@@ -107,10 +107,7 @@ def _run(home: Home, mine: Bundle, chosen: Terms, given: argparse.Namespace, *, 
     signal.signal(signal.SIGTERM, leave)
     signal.signal(signal.SIGINT, leave)
     log("joins", device=mine.device, fleet=mine.fleet, home=str(home.path))
-    if trial and chosen.app:
-        supervisor.load(stop)
-        log("the app is loaded", app=chosen.app)
-    supervisor.run(stop)
+    supervisor.run(stop, trial=trial and bool(chosen.app))
     return 0
 
 

@@ -42,6 +42,10 @@ class Herald:
         """Whether something might be said now: else it need not be found out."""
         return self._last is None or self._timer() - self._at >= SELDOM
 
+    def forget(self) -> None:
+        """What was said last holds no more: the next is worth saying at once."""
+        self._last = None
+
     def show(self, now: Presence) -> None:
         if not self.due():
             return

@@ -13,6 +13,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from msgspec.structs import replace
+
 from fleetfold import __version__
 from fleetfold.agent.journal import ATTEMPTS, Journal
 from fleetfold.bundle import Bundle
@@ -79,10 +81,13 @@ class Supervisor:
         self._remembered = True  # whether the broker has known our session all along
         self._told: deque[Told] = deque(maxlen=5)
 
-    def load(self, stop: threading.Event) -> None:
-        """Have a worker load the app now. Raises BadConfig that says what is wrong with it."""
+    def _load(self, stop: threading.Event) -> None:
+        """Have a worker load the app now. Until it has, the device is there, but for no task. Raises
+        BadConfig that says what is wrong with the app."""
         self._child.do(Do())
         while not stop.is_set():
+            self._look_at_link()
+            self._show("its app is being loaded")
             self._link.wait(0.2)
             how = self._child.death()
             for line in self._child.lines():
@@ -90,15 +95,21 @@ class Supervisor:
                     self._child.end()
                     raise BadConfig(line.sentence, next=line.next)
                 if isinstance(line, Done):
+                    self._log("the app is loaded", app=self._terms.app)
+                    self._idle_since = self._timer()
+                    self._herald.forget()
                     return
             if how:
                 raise BadConfig(f"{self._terms.app}: the process that loads it died: {how}")
 
-    def run(self, stop: threading.Event) -> None:
-        """Until `stop`, which is to come with a `wake` of the link."""
+    def run(self, stop: threading.Event, *, trial: bool = False) -> None:
+        """Until `stop`, which is to come with a `wake` of the link. `trial`: load the app first; raises
+        BadConfig that says what is wrong with it."""
         self._link.start()
         self._resume()
         try:
+            if trial:
+                self._load(stop)
             while not stop.is_set():
                 self.turn()
                 self._link.wait(self._rest())
@@ -123,13 +134,18 @@ class Supervisor:
         self._hear_worker()
         self._keep_in_bounds()
         self._begin()
-        if self._link.connected and self._herald.due():
-            known = own.facts(self._records)
-            cached = (self._home.cache / known.model).is_file() if known.model else False
-            self._herald.show(self._guard.presence(self._bundle.device, known, cached))
+        self._show()
         self._ledge.leave(self._state())
 
     # The link
+
+    def _show(self, waits: str = "") -> None:
+        """Say how this device fares, if it is time. `waits`: why there may be no work, beside conditions."""
+        if self._link.connected and self._herald.due():
+            known = own.facts(self._records)
+            cached = (self._home.cache / known.model).is_file() if known.model else False
+            found = self._guard.presence(self._bundle.device, known, cached)
+            self._herald.show(replace(found, available=False, reason=waits) if waits else found)
 
     def _resume(self) -> None:
         """What was promised in an earlier life is in hand again; what was answered is told again."""

@@ -27,7 +27,7 @@ from fleetfold.errors import BadConfig, Unavailable
 from fleetfold.hub import rights
 from fleetfold.hub.authority import Site, issuer_hash, load, locked, revocations, site
 from fleetfold.hub.clerk import Clerk
-from fleetfold.hub.enrol import Credential, credential, credentials
+from fleetfold.hub.enrol import Credential, absence, credential, credentials
 from fleetfold.messages import LIMIT
 from fleetfold.ports import Records
 
@@ -150,7 +150,7 @@ def tell(folder: Path, records: Records, device: str) -> bool:
             clerk = Clerk(folder, place)
             clerk.tell(rights.commands(place.fleet, current))
             if current.void:
-                clerk.absent(device)
+                clerk.say(absence(current))
             clerk.leave()
         except Unavailable as error:
             raise Unavailable(

@@ -60,11 +60,10 @@ class Clerk:
                 if answer.get("error", KNOWN[0]) not in KNOWN:
                     raise Unavailable(f"the broker did not do {answer.get('command')}: {answer['error']}")
 
-    def absent(self, device: str) -> None:
-        """Say for a device that was cut off what its last will would have said."""
-        said = encode(Presence(device=device, online=False))
-        place = layout.topic(self._fleet, device, "presence")
-        self._until(self._client.publish(place, said, qos=1, retain=True).is_published)
+    def say(self, presence: Presence) -> None:
+        """In the place of a device that was cut off, and cannot say it."""
+        place = layout.topic(self._fleet, presence.device, "presence")
+        self._until(self._client.publish(place, encode(presence), qos=1, retain=True).is_published)
 
     def leave(self) -> None:
         self._client.disconnect()

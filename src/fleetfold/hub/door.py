@@ -171,7 +171,8 @@ class Door:
             return _hung_up(request)
         except Exception as error:  # noqa: BLE001 - a fault of the hub's own is no device's to read
             no, why = Refusal(500, "fault", "the hub failed at this: try later"), blame(error)
-        self._say(no.word, peer.device, why)
+        if not (no.status == 404 and request.method == "HEAD"):  # that was a question
+            self._say(no.word, peer.device, why)
         try:
             async with asyncio.timeout(GRACE):
                 return await _sent(request, _said(no), slots.locked() or no.status in PARTING)
@@ -241,6 +242,9 @@ def tls(certificate: Path, key: Path, authority: Path) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION
     context.verify_mode = ssl.CERT_REQUIRED
+    context.num_tickets = (
+        0  # no device resumes a session: to make what it would need is a third of a greeting
+    )
     try:
         context.load_cert_chain(certificate, key)
         context.load_verify_locations(authority)

@@ -27,7 +27,7 @@ from fleetfold.layout import checked_name
 from fleetfold.ledger import Ledger
 from fleetfold.messages import Presence, encode
 from fleetfold.ports import Records
-from fleetfold.round.fleet import Device
+from fleetfold.round.fleet import Device, heard
 
 CREDENTIALS = "credentials/"
 
@@ -82,7 +82,16 @@ def revoke(records: Records, device: str, now: float) -> Credential:
             raise BadConfig(f"device {device[:80]!r} was never enrolled", next="fleetfold devices")
         return replace(old, revoked_at=now) if old.counts else old
 
-    return _change(records, device, revoked)
+    changed = _change(records, device, revoked)
+    ledger = Ledger(records)
+    ledger.save_devices([heard(entry, absence(changed), now) for entry in ledger.devices([device])])
+    return changed
+
+
+def absence(credential: Credential) -> Presence:
+    """What is said of a device that was cut off: it is not there; if it belongs no more, not to be asked."""
+    reason = "" if credential.counts else "revoked"
+    return Presence(device=credential.device, online=False, available=not reason, reason=reason)
 
 
 def credential(records: Records, device: str) -> Credential | None:

@@ -18,12 +18,25 @@ EVERY = 5.0
 """Seconds between two writes of what is only newer."""
 
 
+COUNTED = 0.005
+"""Seconds for each device between two counts of all: a large fleet is not read through all the time."""
+
+
 class Registrar:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._seen: dict[str, float] = {}
         self._fresh: dict[str, Presence] = {}  # until they are written
         self._written = 0.0
+        self._online, self._known, self._counted = set[str](), 0, float("-inf")
+
+    def count(self, now: float) -> tuple[int, int]:
+        """Devices that are there, and devices that belong; the latter as of a while ago."""
+        if not 0 <= now - self._counted < COUNTED * self._known:
+            fleet = self._ledger.fleet()
+            self._online = {device.name for device in fleet if device.says and device.says.online}
+            self._known, self._counted = len(fleet), now
+        return len(self._online), max(self._known, len(self._online))
 
     def take(self, presences: Iterable[Presence], seen: Iterable[str], now: float) -> None:
         """What has come since the last call: presences, and devices that said anything else."""
@@ -37,6 +50,8 @@ class Registrar:
         after = [self._newer(device, fresh.get(device.name), now) for device in before]
         self._ledger.save_devices([d for d, old in zip(after, before, strict=True) if d != old])
         self._fresh = {}
+        self._online -= {device.name for device in after if device.says and not device.says.online}
+        self._online |= {device.name for device in after if device.says and device.says.online}
         if due:
             self._seen, self._written = {}, now
 
@@ -48,6 +63,7 @@ class Registrar:
             if device.says and device.says.online
         ]
         self._ledger.save_devices(gone)
+        self._online.clear()
 
     def _newer(self, device: Device, presence: Presence | None, now: float) -> Device:
         if presence:

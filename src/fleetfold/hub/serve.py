@@ -241,13 +241,12 @@ class Hub:
             return
         self._told_at = time.monotonic()
         self._tidy()
-        fleet, link = self._fleet.fleet(), self._connection
+        (online, known), link = self._registrar.count(time.time()), self._connection
         status = desk.Status(
             pid=os.getpid(), started_at=self._started_at, told_at=time.time(),
             broker=link.address, connected=link.connected, why=link.why, door=self._base,
-            run=self._driver.run if self._driver else "", saying=self._said,
-            online=sum(bool(d.says and d.says.online) for d in fleet), known=len(fleet),
-            ignored=dict(self._bus.ignored.counts), refused=dict(self._door.refused),
+            run=self._driver.run if self._driver else "", saying=self._said, online=online, known=known,
+            ignored=self._bus.ignored.counts, refused=dict(self._door.refused),
         )  # fmt: skip
         desk.tell(self._records, status)
 

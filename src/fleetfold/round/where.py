@@ -43,8 +43,8 @@ LONGEST = 1000
 def eligible(
     fleet: Sequence[Device], condition: Condition | None, now: float, *, offline: bool
 ) -> list[Device]:
-    """Who may be invited: `offline` too, those who are off or not free at present."""
-    there = [d for d in fleet if offline or d.says is None or (d.says.online and d.says.available)]
+    """Who may be invited; `offline`: those who are off too. Who says that it is not free is not asked."""
+    there = [d for d in fleet if d.says is None or (d.says.available and (offline or d.says.online))]
     return there if condition is None else [d for d in there if condition(d, now)]
 
 
