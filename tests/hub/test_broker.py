@@ -33,7 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*SSLSocket:pytest.PytestUnraisa
 WORDS = (*TO_DEVICE, *FROM_DEVICE)
 PORTS = pytest.mark.parametrize("websockets", [False, True], ids=["mqtts", "wss"])
 GRANTED, DENIED = "Granted QoS 1", "Not authorized"
-OFFLINE = encode(Presence(device="gone", online=False))
+OFFLINE = encode(Presence(device="gone", online=False, available=False, reason="revoked"))
 WILL = topic("main", "a", "presence")
 Enter = Callable[..., Raw]
 

@@ -245,8 +245,9 @@ class Hub:
         status = desk.Status(
             pid=os.getpid(), started_at=self._started_at, told_at=time.time(),
             broker=link.address, connected=link.connected, why=link.why, door=self._base,
-            run=self._driver.run if self._driver else "", saying=self._said, online=online, known=known,
-            ignored=self._bus.ignored.counts, refused=dict(self._door.refused),
+            run=self._driver.run if self._driver else "", saying=self._said,
+            online=online, known=known,
+            ignored=dict(self._bus.ignored.counts), refused=dict(self._door.refused),
         )  # fmt: skip
         desk.tell(self._records, status)
 
