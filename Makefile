@@ -28,7 +28,7 @@ fuzz: .venv/ready
 
 # Whole fleets of real processes: trained, killed, and in bad weather (cut off for WEATHER seconds).
 fleet: .venv/ready debian
-	@$(BIN)/pytest -s -m fleet tests/hub
+	@$(BIN)/pytest -n 2 --dist worksteal -m fleet
 
 weather: .venv/ready debian
 	@WEATHER=60 $(BIN)/pytest -s -m fleet tests/hub -k links

@@ -77,7 +77,7 @@ def agent(
     if json:
         print(msgspec.json.encode(found).decode())
     else:
-        Console().print(_table(found))
+        Console(width=None if sys.stdout.isatty() else 110).print(_table(found))
     if found.heavy:
         sys.exit(f"the waiting process imports {', '.join(found.heavy)}")
 

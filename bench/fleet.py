@@ -99,7 +99,7 @@ def fleet(
     if json:
         print(msgspec.json.encode(found).decode())
     else:
-        Console().print(_table(found))
+        Console(width=None if sys.stdout.isatty() else 110).print(_table(found))
 
 
 class _Fleet:

@@ -6,9 +6,10 @@ Settings and commands tell of themselves. The fields of messages and rows are to
 that is told nowhere is an error.
 """
 
+import argparse
 import inspect
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
@@ -16,7 +17,10 @@ import msgspec
 from cyclopts import App, Parameter
 
 from fleetfold import messages, settings
+from fleetfold.__main__ import DEVICE
 from fleetfold.cli.main import app
+from fleetfold.device import commands as device_commands
+from fleetfold.device.terms import Terms
 from fleetfold.round import fleet
 from fleetfold.settings import CHOICES, NAMES, Settings
 from fleetfold.view import Line, Row
@@ -58,7 +62,8 @@ MEANINGS: dict[str, dict[str, str]] = {
         "round": "of which round",
         "kind": "`train` or `evaluate`",
         "device": "who answers",
-        "state": "`delivered`: the update is there; `refused`: the device will not; `failed`: it could not",
+        "state": "`accepted`, `progress`: it is at it, or waits, and says why; `delivered`: the update is "
+        "there; `refused`: the device will not; `failed`: it could not",
         "reason": "why not, in one line",
         "took": "how long the steps took on the device",
     },
@@ -102,7 +107,8 @@ MEANINGS: dict[str, dict[str, str]] = {
         "chosen": "rounds that it was invited to",
         "arrived": "rounds that it contributed to",
         "failures": "rounds that it missed, failed or was refused in",
-        "last_round": "the newest round that it was invited to",
+        "last_run": "the run of the newest round that it was invited to",
+        "last_round": "that round",
         "says": "of a fleet elsewhere: what it said of itself last (protocol.md, `Presence`)",
     },
 }
@@ -129,7 +135,8 @@ def takes(name: str) -> str:
         return "yes or no"
     if kind in (int, float):
         return ("a whole number" if kind is int else "a number") + bounds(meta)
-    return "a path" if kind is str else "a table"
+    words = {"where": "a condition", "tensors": "patterns"}
+    return words.get(name, "a path") if kind is str else "a table"
 
 
 def bounds(meta: msgspec.Meta) -> str:
@@ -141,10 +148,42 @@ def commands() -> str:
     return "\n\n".join(told(app, "fleetfold"))
 
 
+def on_devices() -> str:
+    return "\n\n".join(parsed(device_commands._parser()))
+
+
+def parsed(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """Each command of a device, with its options, as its own parser has them."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name in action.choices:
+                yield from parsed(action.choices[name])
+            return
+    words, meant, rows = [parser.prog], [str(parser.description).capitalize()], []
+    for action in parser._actions:
+        if action.option_strings and action.dest != "help" and action.help != argparse.SUPPRESS:
+            rows.append((f"`{', '.join(action.option_strings)}`", preset(action), str(action.help)))
+        elif not action.option_strings:
+            words.append(f"[{action.metavar}]" if action.nargs == "?" else str(action.metavar))
+            meant.append(f"{action.metavar}: {action.help}")
+    parts = [f"### {' '.join(words)}", f"{'. '.join(meant)}.", table(("option", "default", "meaning"), rows)]
+    yield "\n\n".join(parts)
+
+
+def preset(option: argparse.Action) -> str:
+    """An option's default, where there is one to tell."""
+    if option.required:
+        return "needed"
+    value = getattr(Terms(), option.dest, None)
+    if isinstance(value, bool):
+        return "no"
+    return f"`{value:g}s`" if isinstance(value, float) else f"`{value}`" if value else ""
+
+
 def told(group: App, called: str) -> Iterator[str]:
-    """Each command of a group, then those of the groups in it."""
+    """Each command of a group, then those of the groups in it. Those of a device tell of themselves."""
     for name in group:
-        if not name.startswith("-"):
+        if not name.startswith("-") and name not in DEVICE:
             if group[name].default_command:
                 yield command(f"{called} {name}", group[name].default_command)
             yield from told(group[name], f"{called} {name}")
@@ -227,6 +266,7 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 PARTS: dict[str, Callable[[], str]] = {
     "commands": commands,
+    "on devices": on_devices,
     "settings": settings_table,
     "form": fields(messages.Form),
     "update header": fields(messages.UpdateHeader),
@@ -239,11 +279,11 @@ PARTS: dict[str, Callable[[], str]] = {
 }
 
 
-def renewed(text: str) -> str:
+def renewed(text: str, parts: Mapping[str, Callable[[], str]] = PARTS) -> str:
     """The page with its generated parts made anew. Raises KeyError for a marker of no part."""
     return re.sub(
         r"<!-- ([\w ]+) -->\n.*?<!-- end -->",
-        lambda part: f"<!-- {part[1]} -->\n{PARTS[part[1]]()}\n<!-- end -->",
+        lambda part: f"<!-- {part[1]} -->\n{parts[part[1]]()}\n<!-- end -->",
         text,
         flags=re.S,
     )

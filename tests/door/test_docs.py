@@ -6,11 +6,14 @@ leaves behind the next one finds.
     ```console           lines with `$ ` (going on with `> `) are run by bash; the lines below each must
                          occur in what it says. `console exit=2` for a last command that fails. … is
                          anything; fractions, durations, sizes and dates may differ.
+    ```json Task         an example of that message, or `json schema` of one: read as such.
     ```python, ```toml   run, or parsed; a first line `# my-app/app.py` writes that file, and the line
                          `# my-app/app.py, changed` puts the block's functions in place of the file's own.
 """
 
 import ast
+import importlib
+import json
 import os
 import re
 import shutil
@@ -20,12 +23,15 @@ import sys
 import textwrap
 import tomllib
 from collections.abc import Iterator
+from contextlib import closing, suppress
 from pathlib import Path
-from types import ModuleType
 from typing import NamedTuple
 
+import msgspec
 import pytest
 
+from fleetfold import messages
+from fleetfold.bundle import Bundle
 from tests.images import write_cifar10, write_mnist
 
 ROOT = Path(__file__).parents[2]
@@ -57,6 +63,7 @@ class Place:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("FLEETFOLD_") and k != "COLUMNS"}
         bin = Path(sys.executable).parent
         self._environment = {**kept, "PATH": f"{bin}:{kept['PATH']}", "NO_COLOR": "1"}
+        self._left: list[int] = []
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         """One command, and an end to whatever it started if it does not come back."""
@@ -69,7 +76,16 @@ class Place:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             raise
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, 0)
+            self._left.append(process.pid)  # something of it goes on in the background
         return subprocess.CompletedProcess(words, process.returncode, said)
+
+    def close(self) -> None:
+        """End what the page has left running: its own last word may not have been reached."""
+        for group in self._left:
+            with suppress(ProcessLookupError):
+                os.killpg(group, signal.SIGTERM)
 
     def shell(self, command: str) -> subprocess.CompletedProcess[str]:
         leave = f'code=$?; {{ declare -px; printf "cd %q\\n" "$PWD"; }} > "{self._state}"; exit $code'
@@ -98,28 +114,28 @@ def blocks(page: Path) -> Iterator[Block]:
 def test_every_block_of_this_page_does_what_it_says(page: Path, tmp_path: Path) -> None:
     if page.name == "privacy.md":
         pytest.importorskip("dp_accounting")
-    place = None
-    for block in blocks(page):
-        if block.language in ("console", "python", "toml") and place is None:
-            (tmp_path / "page").mkdir()
-            place = Place(tmp_path / "page")
-        match block.language:
-            case "console":
-                converse(block, place)
-            case "python":
-                execute(block, place)
-            case "toml":
-                settle(block, place)
-            case "text" | "mermaid":
-                pass
-            case "":
-                said = f"{block.where}: commands are shown in ```console blocks, where they are tested"
-                assert not re.search(r"^\$ ", block.text, re.M), said
-            case other:
-                pytest.fail(
-                    f"{block.where}: a block in {other!r} is not tested; "
-                    "use console, python or toml, or text for what does not run"
-                )
+    (tmp_path / "page").mkdir()
+    with closing(Place(tmp_path / "page")) as place:
+        for block in blocks(page):
+            match block.language:
+                case "console":
+                    converse(block, place)
+                case "python":
+                    execute(block, place)
+                case "toml":
+                    settle(block, place)
+                case "json":
+                    read(block)
+                case "text" | "mermaid":
+                    pass
+                case "":
+                    said = f"{block.where}: commands are shown in ```console blocks, where they are tested"
+                    assert not re.search(r"^\$ ", block.text, re.M), said
+                case other:
+                    pytest.fail(
+                        f"{block.where}: a block in {other!r} is not tested; "
+                        "use console, python, toml or json, or text for what does not run"
+                    )
 
 
 # Commands
@@ -154,7 +170,9 @@ def commands(block: Block) -> Iterator[tuple[str, list[str]]]:
     return iter(found)
 
 
-INSTALLS = re.compile(r"(make|git clone|(\S+/)?pip3? install|python3? -m venv|source|\.) ")
+INSTALLS = re.compile(
+    r"(make|git clone|(sudo )?apt install|(\S+/)?pip3? install|python3? -m venv|source|\.) "
+)
 
 
 def rehearsed(block: Block, command: str, place: Place) -> bool:
@@ -228,6 +246,21 @@ def settle(block: Block, place: Place) -> None:
         (place.folder / path).write_text(block.text + "\n")
 
 
+def read(block: Block) -> None:
+    """An example of a message has no field that the message has not, and is read as one."""
+    found = json.loads(block.text)
+    assert isinstance(found, dict), f"{block.where}: a message is one JSON object"
+    struct = getattr(messages, found["title"] if block.info == "schema" else block.info, Bundle)
+    fields = {field.encode_name for field in msgspec.structs.fields(struct)}
+    if block.info == "schema":
+        assert found["properties"].keys() == fields, block.where
+        return
+    assert found.keys() <= fields, f"{block.where}: no field of {block.info}: {found.keys() - fields}"
+    message = msgspec.convert(found, struct)
+    assert struct.__name__ == block.info, f"{block.where}: after `json` stands a message's name, or schema"
+    assert msgspec.json.decode(messages.encode(message), type=struct) == message
+
+
 def named(block: Block, suffix: str) -> tuple[str | None, bool]:
     """The file that a block's first line names, and whether only part of it changes."""
     found = re.match(rf"# (\S+\.{suffix})(, changed)?$", block.text.partition("\n")[0])
@@ -293,21 +326,14 @@ def test_every_page_is_named_on_the_index() -> None:
         )
 
 
-def test_the_tables_of_the_reference_are_those_of_the_program() -> None:
-    page = ROOT / "docs/reference.md"
-    text = page.read_text()
-    assert reference().renewed(text) == text, "the program has changed: run python docs/_tools/reference.py"
-
-
-def reference() -> ModuleType:
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("reference", ROOT / "docs/_tools/reference.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+@pytest.mark.parametrize("name", ["reference", "protocol"])
+def test_the_generated_parts_of_this_page_are_those_of_the_program(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs/_tools")
+    text = (ROOT / f"docs/{name}.md").read_text()
+    due = f"the program has changed: run python docs/_tools/{name}.py"
+    assert importlib.import_module(name).renewed(text) == text, due
 
 
 # The tests' own test

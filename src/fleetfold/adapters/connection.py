@@ -40,6 +40,9 @@ TIMEOUT = 10.0
 """Seconds in which a connection has to be made."""
 ROOM = 100
 """Messages that wait for a connection; what comes when there are more is not sent."""
+NOT_LET_IN = (
+    "the broker ended the connection before it let us in: is this device revoked, or of another fleet?"
+)
 IN_FLIGHT = 500
 """Messages that may be on their way without an acknowledgment, in either direction."""
 
@@ -50,7 +53,8 @@ class Connection:
 
     Whoever uses it sets `filters` (topics that it subscribes to), `heard(message, receipt)`, which is to lead
     to `acknowledge(receipt)` sooner or later, `changed(session)` after each connection: whether the broker
-    remembers us, and `will` (topic, payload), retained, which the broker publishes when we are lost.
+    remembers us, `lost()` after each loss, and `will` (topic, payload), retained, which the broker publishes
+    when we are lost.
     """
 
     def __init__(
@@ -61,12 +65,13 @@ class Connection:
         self.filters: tuple[str, ...] = ()
         self.heard: Callable[[MQTTMessage, str], None] = lambda message, receipt: None
         self.changed: Callable[[bool], None] = lambda session: None
+        self.lost: Callable[[], None] = lambda: None
         self.will: tuple[str, bytes] | None = None
         self.wanting: Callable[[], None] = lambda: None  # without a thread: `turn` has something to write
         self.address, self.why, self.connected = addresses[0], "not tried yet", False
         self._tried = 0  # which address
         self._life = 0  # of the connection: receipts of an earlier one mean nothing to the broker
-        self._session = False
+        self._session = self._let_in = False
         self._parting = "Normal disconnection"
         self._closing = threading.Event()
         self._lock = threading.Lock()
@@ -99,7 +104,7 @@ class Connection:
     ) -> MQTTMessageInfo:
         """At QoS 1. Raises Unavailable where there is no connection."""
         if not self.connected:
-            raise Unavailable(f"not connected to {self.address}: {self.why}")
+            raise Unavailable(f"not connected to {self.address}: {self.why or 'it is being tried'}")
         return self._client.publish(topic, payload, 1, retain, about)
 
     def post(self, topic: str, payload: bytes, retain: bool, about: Properties | None = None) -> None:
@@ -202,7 +207,7 @@ class Connection:
         port = parts.port or (443 if parts.scheme == "wss" else 8883)
         if self.will:
             self._client.will_set(self.will[0], self.will[1], qos=1, retain=True)
-        self.why = ""
+        self.why, self._let_in = "", False
         self._client.connect(parts.hostname or "", port, KEEPALIVE, clean_start=False, properties=about)
 
     def _next_address(self) -> None:
@@ -238,7 +243,7 @@ class Connection:
             self.why = f"the broker refuses us: {code}"
             return
         self._life += 1
-        self._session = flags.session_present
+        self._session, self._let_in = flags.session_present, True
         client.subscribe([(topic, 1) for topic in self.filters])
 
     def _subscribed(
@@ -260,21 +265,25 @@ class Connection:
     ) -> None:
         with self._lock:
             self.connected = False
-        self.why = self.why or f"the connection was lost: {code}"
+        self.why = self.why or (f"the connection was lost: {code}" if self._let_in else NOT_LET_IN)
+        self.lost()
 
     def _message(self, client: Client, data: object, message: MQTTMessage) -> None:
         self.heard(message, f"{self._life}:{message.mid}:{message.qos}")
 
 
 class _Tunnelled(Client):
-    """Through the proxy that the environment names for this host, if it does."""
+    """Through the proxy that the environment names for this host, if it does; nothing waits for more to go
+    with it."""
 
     def _create_socket_connection(
         self,
     ) -> socket.socket:  # paho has a hook for SOCKS alone, by a package more
         proxy = proxy_for(self._host, self._port)
         if proxy is None:
-            return super()._create_socket_connection()
+            made = super()._create_socket_connection()
+            made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # http.client does so by itself
+            return made
         connection = HTTPConnection(proxy.host, proxy.port, timeout=TIMEOUT)
         connection.set_tunnel(self._host, self._port, proxy.headers)
         connection.connect()

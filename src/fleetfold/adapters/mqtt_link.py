@@ -50,6 +50,7 @@ class MqttLink:
         self._presence: Presence | None = None
         connection.filters = tuple(layout.topic(fleet, device, word) for word in layout.TO_DEVICE)
         connection.heard, connection.changed = self._heard, self._changed
+        connection.lost = self.wake
         gone = encode(Presence(device=device, online=False))
         connection.will = (layout.topic(fleet, device, "presence"), gone)
 

@@ -55,9 +55,9 @@ class FileObjects:
         except OSError as error:
             raise _unavailable(error, key) from error
 
-    def open(self, key: str) -> "_File":
+    def open(self, key: str) -> "File":
         try:
-            return _File(os.open(self._place(key), os.O_RDONLY), key)
+            return File(os.open(self._place(key), os.O_RDONLY), key)
         except FileNotFoundError:
             raise KeyError(key) from None
         except OSError as error:
@@ -159,7 +159,7 @@ class Writing:
         return won
 
 
-class _File:
+class File:
     """An open file: what it holds stays readable also when its name is gone."""
 
     def __init__(self, handle: int, key: str) -> None:

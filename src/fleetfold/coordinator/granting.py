@@ -33,9 +33,13 @@ def grant(ask: Ask, ledger: Ledger, objects: Objects, signer: Signer, lifetime: 
         return refused(ask, why)
     model = layout.model(run.name, round.base)
     most = largest(header_of(objects, model) if ask.kind == "train" else None)
+    return addresses(ask, model, layout.update(place(round), ask.device), most, signer, lifetime)
+
+
+def addresses(ask: Ask, model: str, key: str, most: int, signer: Signer, lifetime: float) -> Grant:
+    """Of that model, and of an update of at most `most` bytes at `key` or of its parts."""
     if not 0 <= ask.first <= ask.parts <= -(-most // layout.PART):
         return refused(ask, f"{ask.parts} parts, an update has at most {-(-most // layout.PART)}")
-    key = layout.update(place(round), ask.device)
     whole = signer.to_deliver(key, ask.device, lifetime, most)
     part: Callable[[int], str] = lambda n: signer.to_deliver(  # noqa: E731
         layout.part(key, n, ask.parts), ask.device, lifetime, min(layout.PART, most - n * layout.PART)

@@ -41,6 +41,8 @@ QUEUED, QUEUED_BYTES = 20_000, 64 * 1024 * 1024
 """What the broker keeps for one client that does not keep up: the hub may have 10,000 reports to read."""
 SESSION = "14d"
 """How long the broker keeps messages for a client that is away."""
+TOLD = ("error", "warning", "notice")
+"""What the broker logs."""
 LOG = 16 * 1024 * 1024
 """Bytes of its log; then it begins anew, and the one before is kept beside it."""
 OPENSSL = """openssl_conf = all
@@ -63,8 +65,8 @@ class Broker:
     """The broker of the hub in `folder`. Start it from a thread that lives as long as the hub does: the
     kernel ends the child with that thread."""
 
-    def __init__(self, folder: Path, records: Records) -> None:
-        self._folder, self._records = folder, records
+    def __init__(self, folder: Path, records: Records, told: Sequence[str] = TOLD) -> None:
+        self._folder, self._records, self._told = folder, records, told
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -78,7 +80,9 @@ class Broker:
             shutil.rmtree(folder / "revoked", ignore_errors=True)
             revoked = _shut_out(folder, known)
             private(folder / "rights.json", msgspec.json.encode(rights.document(place.fleet, known)))
-            private(folder / "mosquitto.conf", configuration(folder, place, plugin, revoked).encode())
+            private(
+                folder / "mosquitto.conf", configuration(folder, place, plugin, revoked, self._told).encode()
+            )
             private(folder / "openssl.cnf", OPENSSL.encode())
             self._trim()
             with (folder / "mosquitto.log").open("ab") as log:
@@ -160,7 +164,7 @@ def tell(folder: Path, records: Records, device: str) -> bool:
     return True
 
 
-def configuration(folder: Path, place: Site, plugin: str, revoked: Path) -> str:
+def configuration(folder: Path, place: Site, plugin: str, revoked: Path, told: Sequence[str] = TOLD) -> str:
     """Of Mosquitto. A client is named by its certificate alone, as user and as client: nobody takes
     another's place, and a device that comes again takes its own."""
     lines = [
@@ -176,7 +180,7 @@ def configuration(folder: Path, place: Site, plugin: str, revoked: Path) -> str:
         "max_inflight_messages 200",
         "set_tcp_nodelay true",
         "log_dest stderr",
-        *(f"log_type {kind}" for kind in ("error", "warning", "notice")),
+        *(f"log_type {kind}" for kind in told),
         "log_timestamp_format %Y-%m-%dT%H:%M:%S",
     ]
     if os.geteuid() == 0:

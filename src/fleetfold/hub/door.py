@@ -242,9 +242,7 @@ def tls(certificate: Path, key: Path, authority: Path) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION
     context.verify_mode = ssl.CERT_REQUIRED
-    context.num_tickets = (
-        0  # no device resumes a session: to make what it would need is a third of a greeting
-    )
+    context.num_tickets = 0  # no device comes back by one, and to make them is a third of a greeting
     try:
         context.load_cert_chain(certificate, key)
         context.load_verify_locations(authority)

@@ -16,8 +16,6 @@ WORDS = 200
 """Characters that are kept of what a device says in words of its own."""
 EVERY = 5.0
 """Seconds between two writes of what is only newer."""
-
-
 COUNTED = 0.005
 """Seconds for each device between two counts of all: a large fleet is not read through all the time."""
 
@@ -31,7 +29,7 @@ class Registrar:
         self._online, self._known, self._counted = set[str](), 0, float("-inf")
 
     def count(self, now: float) -> tuple[int, int]:
-        """Devices that are there, and devices that belong; the latter as of a while ago."""
+        """Devices that are there, and devices that belong, the latter as of a moment ago."""
         if not 0 <= now - self._counted < COUNTED * self._known:
             fleet = self._ledger.fleet()
             self._online = {device.name for device in fleet if device.says and device.says.online}
