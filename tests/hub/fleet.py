@@ -92,9 +92,9 @@ class Fleet:
         if name != "hub":
             index = str(self.names.index(name))
             command = [
-                *before, *PROGRAM, "join", str(self.folder / f"{name}.bundle"), "--home", str(self.folder / name),
-                "--app", str(self._app), "--index", index, "--count", str(len(self.names)),
-                "--threads", "1", *self._agent, *words,
+                *before, *PROGRAM, "join", str(self.folder / f"{name}.bundle"),
+                "--home", str(self.folder / name), "--app", str(self._app),
+                "--index", index, "--count", str(len(self.names)), "--threads", "1", *self._agent, *words,
             ]  # fmt: skip
         with (self.folder / f"{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(

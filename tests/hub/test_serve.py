@@ -60,9 +60,16 @@ def _nobody_is_held(stage: Path) -> Iterator[None]:
 
 
 def begin(
-    fleet: Fleet, *settings: str, where: str = OF_THREE, there: int = 3, app: Path | None = None
+    fleet: Fleet, *settings: str, where: str = OF_THREE, there: int = 3, app: Path | None = None, **more: str
 ) -> str:
-    return fleet.begin("--where", where, "--available", str(there), "--deadline", "120s", *settings, app=app)
+    """A run on some of the devices. `more`: of its environment."""
+    before, fleet.environment = fleet.environment, fleet.environment | more
+    try:
+        return fleet.begin(
+            "--where", where, "--available", str(there), "--deadline", "120s", *settings, app=app
+        )
+    finally:
+        fleet.environment = before
 
 
 def only(*names: str) -> str:
@@ -121,12 +128,13 @@ def test_an_app_that_fails_on_the_devices_fails_the_run_and_show_says_why(
 
 
 def test_a_device_without_the_memory_refuses_and_show_says_so(fleet: Fleet) -> None:
-    fleet.start("device-003", "--memory", "1MB")
+    """40 MB, held several times over."""
+    fleet.start("device-003", "--memory", "150MB")
     fleet.until(lambda: fleet.is_online("device-003"))
-    run = begin(fleet, "--rounds", "1", where=only("device-000", "device-003"), there=2)
-    fleet.finished(run)
-    (round,) = fleet.rounds(run)
-    assert (len(round.arrived), len(round.refused)) == (1, 1)
+    run = begin(
+        fleet, "--rounds", "1", "--patience", "1", where=only("device-003"), there=1, VALUES="10000000"
+    )
+    assert "1 refused" in fleet.finished(run, RunState.FAILED).reason
     assert "not enough memory" in fleet.command("show", run, "--round", "1", "--json")
     fleet.stop("device-003")
 
@@ -134,11 +142,13 @@ def test_a_device_without_the_memory_refuses_and_show_says_so(fleet: Fleet) -> N
 def test_who_is_revoked_in_mid_run_is_cut_off_at_once_and_enrolled_anew_takes_part_again(
     fleet: Fleet, stage: Path
 ) -> None:
-    (stage / "hold device-002").touch()
-    run = begin(fleet, "--rounds", "3", "--target", "2", "--quorum", "2", "--available", "2")
+    for name in ("device-001", "device-002"):
+        (stage / f"hold {name}").touch()
+    run = begin(fleet, "--rounds", "3", "--target", "2", "--quorum", "2", there=2)
     fleet.until(lambda: (stage / "begun device-002 1").exists())
     assert "revoked and cut off" in fleet.command("revoke", "device-002")
     fleet.until(lambda: not fleet.is_online("device-002"))
+    (stage / "hold device-001").unlink()
     fleet.finished(run)
     assert [len(round.arrived) for round in fleet.rounds(run)] == [2, 2, 2]
     assert fleet.rounds(run)[-1].invited == 2, "who was revoked is not asked any more"
@@ -158,13 +168,13 @@ def test_who_is_revoked_in_mid_run_is_cut_off_at_once_and_enrolled_anew_takes_pa
 def test_one_device_is_asked_outside_of_any_round(fleet: Fleet, stage: Path, tmp_path: Path) -> None:
     run = begin(fleet, "--rounds", "1")
     fleet.finished(run)
-    assert "mean 2 on 5 examples" in fleet.command("ask", "device-001", "evaluate", "--run", run)
+    assert "mean 2.000 on 5 examples" in fleet.command("ask", "device-001", "evaluate", "--run", run)
     given, got = tmp_path / "given.safetensors", tmp_path / "got.safetensors"
     given.write_bytes(write({"w": np.full(8, 7.5, np.float32)}))
     assert "done" in fleet.command("ask", "device-001", "set", "--model", str(given))
     fleet.command("ask", "device-001", "get", "--out", str(got))
     assert read(got.read_bytes())[0]["w"].tolist() == [7.5] * 8
-    assert "mean 7.5" in fleet.command("ask", "device-001", "evaluate")
+    assert "mean 7.500 on" in fleet.command("ask", "device-001", "evaluate")
     assert [path.name for path in fleet.home.glob("commands/*")] == [], "nothing is left of it"
     found = wiring.records(fleet.home).get(desk.COMMANDS)
     assert found
@@ -192,12 +202,15 @@ def test_what_cannot_be_asked_is_told(fleet: Fleet, words: tuple[str, ...], code
 def test_a_device_at_work_does_what_else_it_is_asked_afterwards_and_leaves_off_when_told(
     fleet: Fleet, stage: Path
 ) -> None:
+    other = begin(fleet, "--rounds", "1")
+    fleet.finished(other)
+    (stage / "begun device-000 1").unlink()
     (stage / "hold device-000").touch()
     run = begin(fleet, "--rounds", "1", "--quorum", "2")
     fleet.until(lambda: (stage / "begun device-000 1").exists())
     assert "has not answered" in fleet.command("ask", "device-000", "evaluate", "--wait", "1s", code=1)
     assert "refused to cancel: the task in hand is of run" in fleet.command(
-        "ask", "device-000", "cancel", "--run", "another", code=1
+        "ask", "device-000", "cancel", "--run", other, code=1
     )
     assert "done" in fleet.command("ask", "device-000", "cancel", "--run", run)
     fleet.finished(run)
@@ -210,7 +223,7 @@ def test_reports_that_mean_nothing_are_counted_and_change_nothing(fleet: Fleet) 
     fleet.finished(run)
     before = fleet.model()
     with closing(connected_link(load(fleet.folder / "device-004.bundle"))) as link:
-        told = dict(kind="train", device="device-004", state="delivered")
+        told = {"kind": "train", "device": "device-004", "state": "delivered"}
         for other, round in ((run, 1), (run, 1), (run, 99), ("unknown", 1), ("\x1b[2J", -5)):
             link.report(Report(run=other, round=round, **told))  # type: ignore[arg-type]
 
@@ -236,7 +249,8 @@ def test_reports_during_a_run_that_mean_nothing_are_counted_and_change_nothing(
         for other, round in ((run, 1), (run, 7), ("unknown", 1)):
             link.report(Report(run=other, round=round, kind="train", device="device-004", state="delivered"))
         wanted = {
-            "report of a device that was not invited to its round", f"report for no round of run '{run}' here",
+            "report of a device that was not invited to its round",
+            f"report for no round of run '{run}' here",
             "report for no round of run 'unknown' here",
         }  # fmt: skip
 
@@ -266,11 +280,9 @@ def test_an_update_in_parts_is_gone_on_with_after_a_kill_where_it_stood(
     fleet: Fleet, weather: Weather, stage: Path
 ) -> None:
     """10 million values, 40 MB: a part of 32 MiB and the rest."""
-    fleet.environment["VALUES"] = "10000000"
-    fleet.start("device-003", "--memory", "0")
+    fleet.start("device-003", "--memory", "0", VALUES="10000000")
     fleet.until(lambda: fleet.is_online("device-003"))
-    run = begin(fleet, "--rounds", "1", where=only("device-003"), there=1)
-    del fleet.environment["VALUES"]
+    run = begin(fleet, "--rounds", "1", where=only("device-003"), there=1, VALUES="10000000")
     key = layout.update(layout.round(run, 1, "train"), "device-003")
     first, rest = (fleet.home / layout.part(key, number, 2) for number in range(2))
     fleet.until(lambda: any(f.stat().st_size for f in (fleet.folder / "device-003" / "spool").glob("*")))
@@ -332,7 +344,7 @@ def test_with_a_store_no_byte_of_a_model_or_an_update_passes_the_hub(
         assert "2 rounds done" in fleet.command("show", "latest")
         fleet.command("export", "latest", "--out", str(tmp_path / "model.safetensors"))
         assert read((tmp_path / "model.safetensors").read_bytes())[0]["w"].tolist() == [3.0] * 8
-        assert "mean 3 on" in fleet.command("ask", "device-001", "evaluate", "--run", run.name)
+        assert "mean 3.000 on" in fleet.command("ask", "device-001", "evaluate", "--run", run.name)
         got = tmp_path / "got.safetensors"
         fleet.command("ask", "device-001", "get", "--out", str(got))
         assert got.stat().st_size

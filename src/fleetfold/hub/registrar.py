@@ -47,15 +47,9 @@ class Registrar:
         before = self._ledger.devices([*fresh, *(self._seen if due else ())])
         after = [self._newer(device, fresh.get(device.name), now) for device in before]
         self._ledger.save_devices([d for d, old in zip(after, before, strict=True) if d != old])
-<<<<<<< HEAD
-        self._fresh = {}
-        self._online -= {device.name for device in after if device.says and not device.says.online}
-        self._online |= {device.name for device in after if device.says and device.says.online}
-=======
         self._online -= {device.name for device in after if device.says and not device.says.online}
         self._online |= {device.name for device in after if device.says and device.says.online}
         self._fresh = {}
->>>>>>> main
         if due:
             self._seen, self._written = {}, now
 
