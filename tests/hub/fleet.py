@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeVar
@@ -22,6 +22,7 @@ from fleetfold import layout
 from fleetfold.bundle import save
 from fleetfold.hub import authority
 from fleetfold.hub.enrol import enroll
+from fleetfold.ledger import Ledger
 from fleetfold.round.run import Run, RunState
 from fleetfold.round.state import Round
 from fleetfold.wiring import hub as wiring
@@ -35,33 +36,38 @@ PROGRAM = [str(Path(sys.executable).with_name("fleetfold"))]
 
 class Fleet:
     """`devices` agents named like those of a run on one machine. `through`: a port of the hub's → where
-    agents go instead: the weather in between."""
+    agents go instead: the weather in between. `started`: so many join, the others only belong. `host`: what
+    they know the hub by. `objects`: the store of its runs."""
 
     def __init__(
         self, folder: Path, app: Path, devices: int, *, seconds: str = "60s",
         through: Callable[[int], int] = lambda port: port, agent: Sequence[str] = (),
+        host: str = "localhost", objects: str = "", started: int | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
         self.home, self.folder, self._app, self._agent = folder / "home", folder, app, agent
         self.names = [f"device-{index:03}" for index in range(devices)]
         door = free_port()
         self.site = authority.Site(
-            hosts=("localhost",), listen="127.0.0.1", mqtt=free_port(), door=door,
-            door_url=f"https://localhost:{through(door)}",
+            hosts=(host,), listen="127.0.0.1", mqtt=free_port(), door=door, websockets=free_port(),
+            door_url=f"https://{host}:{through(door)}", objects=objects,
         )  # fmt: skip
-        broker = f"mqtts://localhost:{through(self.site.mqtt)}"
+        self.brokers = (f"mqtts://{host}:{through(self.site.mqtt)}",)
         authority.create(wiring.folder(self.home), self.site)
         records = wiring.records(self.home)
         for name in self.names:
             bundle = enroll(records, wiring.folder(self.home), name, 1_000.0)
-            save(replace(bundle, brokers=(broker,)), folder / f"{name}.bundle")
+            save(replace(bundle, brokers=self.brokers), folder / f"{name}.bundle")
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self.environment = {k: v for k, v in os.environ.items() if not k.startswith("FLEETFOLD_")}
         self.environment |= {"FLEETFOLD_HOME": str(self.home), "OMP_NUM_THREADS": "1"}
+        self.environment |= environment or {}
+        self._started = self.names[:started]
         self.run = ""
 
     def __enter__(self) -> Self:
         self.start("hub")
-        for name in self.names:
+        for name in self._started:
             self.start(name)
         return self
 
@@ -80,19 +86,19 @@ class Fleet:
             for log in sorted(self.folder.glob("*.log")):
                 print(f"--- {log.name}\n{log.read_text()[-3000:]}")
 
-    def start(self, name: str) -> None:
-        """The hub, or the agent of a device."""
-        command = [*PROGRAM, "hub"]
+    def start(self, name: str, *words: str, before: Sequence[str] = (), **environment: str) -> None:
+        """The hub, or the agent of a device. `words`: more for it; `before`: what runs the program."""
+        command = [*before, *PROGRAM, "hub", *words]
         if name != "hub":
             index = str(self.names.index(name))
             command = [
-                *PROGRAM, "join", str(self.folder / f"{name}.bundle"), "--home", str(self.folder / name),
-                "--app", str(self._app), "--index", index, "--count", str(len(self.names)),
-                "--threads", "1", *self._agent,
+                *before, *PROGRAM, "join", str(self.folder / f"{name}.bundle"),
+                "--home", str(self.folder / name), "--app", str(self._app),
+                "--index", index, "--count", str(len(self.names)), "--threads", "1", *self._agent, *words,
             ]  # fmt: skip
         with (self.folder / f"{name}.log").open("ab") as log:
             self._processes[name] = subprocess.Popen(
-                command, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                command, env=self.environment | environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
 
     def kill(self, name: str) -> None:
@@ -103,27 +109,41 @@ class Fleet:
         self._processes[name].kill()
         self._processes[name].wait()
 
-    def begin(self, *settings: str) -> None:
-        """Give the hub a run of the app, on all devices."""
-        command = [
-            *PROGRAM, "run", str(self._app), "--hub", "--detach",
-            "--available", str(len(self.names)), *settings,
-        ]  # fmt: skip
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        self.run = done.stdout.split()[0]
+    def stop(self, name: str) -> None:
+        self._processes[name].terminate()
+        self._processes[name].wait(30)
+
+    def command(self, *words: str, code: int = 0) -> str:
+        """A command of the hub's, which ends with that code. → what it says, or what it complains of."""
+        done = subprocess.run(
+            [*PROGRAM, *words], env=self.environment, capture_output=True, text=True, check=False,
+            cwd=self.folder,
+        )  # fmt: skip
+        assert done.returncode == code, done.stdout + done.stderr
+        return done.stderr if code else done.stdout
+
+    def begin(self, *settings: str, app: Path | None = None) -> str:
+        """Give the hub a run of the app, on all devices if nothing else is said. → its name"""
+        there = () if "--available" in settings else ("--available", str(len(self.names)))
+        said = self.command("run", str(app or self._app), "--hub", "--detach", *there, *settings)
+        self.run = said.split()[0]
+        return self.run
+
+    def is_online(self, name: str) -> bool:
+        (device,) = Ledger(wiring.records(self.home)).devices([name])
+        return device.says is not None and device.says.online
 
     @property
     def place(self) -> Place:
         return Place(self.home, self.run)
 
-    def state(self) -> Run:
-        found = wiring.ledger(self.place).run(self.run)
+    def state(self, run: str = "") -> Run:
+        found = wiring.ledger(Place(self.home, run or self.run)).run(run or self.run)
         assert found is not None
         return found[0]
 
-    def rounds(self) -> list[Round]:
-        return wiring.ledger(self.place).rounds(self.run)
+    def rounds(self, run: str = "") -> list[Round]:
+        return wiring.ledger(Place(self.home, run or self.run)).rounds(run or self.run)
 
     def until(self, found: Callable[[], _T], seconds: float = PATIENCE) -> _T:
         """What `found` finds, as soon as it finds something."""
@@ -139,12 +159,12 @@ class Fleet:
         staging = self.home / "staging"
         return b"delivering" in told and any(path.stat().st_size for path in staging.iterdir())
 
-    def finished(self) -> Run:
-        """The run, when it has ended well."""
-        self.until(lambda: self.state().state is not RunState.RUNNING)
-        run = self.state()
-        assert run.state is RunState.DONE, run.reason
-        return run
+    def finished(self, run: str = "", ending: RunState = RunState.DONE) -> Run:
+        """The run, when it has ended like that."""
+        self.until(lambda: self.state(run).state is not RunState.RUNNING)
+        found = self.state(run)
+        assert found.state is ending, found.reason
+        return found
 
     def model(self) -> bytes:
         return (self.home / layout.model(self.run, self.state().version)).read_bytes()

@@ -78,6 +78,15 @@ def connection_of(site: Enrolled, device: str) -> Connection:
     return Connection(device, bundle.brokers[:1], context(bundle), pauses=QUICK)
 
 
+def connected_link(bundle: Bundle) -> MqttLink:
+    """The end of the device of that bundle."""
+    connection = Connection(bundle.device, bundle.brokers, context(bundle), pauses=QUICK)
+    link = MqttLink(connection, bundle.fleet, bundle.device, time.monotonic)
+    link.start()
+    soon(lambda: link.connected)
+    return link
+
+
 class Settled:
     """Devices' links as one, and the bus, that see what was on its way: a message that is sent now has
     come, and the broker keeps to the order of those before it."""

@@ -14,11 +14,9 @@ from fleetfold import layout
 from fleetfold.adapters.mqtt_bus import MqttBus
 from fleetfold.agent.app import find_app, import_paths
 from fleetfold.errors import BadConfig
-from fleetfold.hub.enrol import credentials
 from fleetfold.hub.scorer import Scorer
 from fleetfold.messages import Kind, Report
-from fleetfold.ports import Control, Letter, Objects, Records
-from fleetfold.round.fleet import Device
+from fleetfold.ports import Control, Letter, Objects
 from fleetfold.wiring import hub as wiring
 from fleetfold.wiring.local import Place
 
@@ -83,19 +81,6 @@ class Hearing:
         self._stored.acknowledge(receipts)
 
 
-class Belonging:
-    """Whether a device's credential counts: of all devices that are asked about at once, read once."""
-
-    def __init__(self, records: Records) -> None:
-        self._records, self._at, self._names = records, float("nan"), frozenset[str]()
-
-    def __call__(self, device: Device, now: float) -> bool:
-        if now != self._at:
-            known = credentials(self._records)
-            self._at, self._names = now, frozenset(each.device for each in known if each.counts)
-        return device.name in self._names
-
-
 class Driver:
     """Raises BadConfig where the run or its app cannot be found. `repeat`: the bus has lost its memory."""
 
@@ -111,7 +96,7 @@ class Driver:
         self._control = Hearing(place.run, bus, stored, objects)
         self._coordinator = wiring.coordinator(
             place, found[0].settings, objects, self._control, time.time, self._scorer.score, bus.ignored,
-            Belonging(wiring.records(place.home)), away=away,
+            away=away,
         )  # fmt: skip
         self._resumed, self._wake = False, 0.0
 

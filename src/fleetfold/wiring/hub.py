@@ -25,7 +25,6 @@ from fleetfold.coordinator.policy import policies
 from fleetfold.ledger import Ledger
 from fleetfold.messages import Command
 from fleetfold.ports import Control, Objects, Records, Signer
-from fleetfold.round.where import Condition
 from fleetfold.settings import Settings
 from fleetfold.wiring import local
 from fleetfold.wiring.faults import faulty
@@ -98,15 +97,10 @@ def signed(command: Command, signer: Signer) -> Command:
 
 def coordinator(
     place: Place, settings: Settings, objects: Objects, control: Control, clock: Callable[[], float],
-    test: Test, ignored: Ignored, belongs: Condition, *, away: bool,
+    test: Test, ignored: Ignored, *, away: bool,
 ) -> Coordinator:  # fmt: skip
-    """Of a run that this hub alone drives, on devices of which `belongs` is true; `away`: its objects are in
-    a store."""
-    found = policies(settings)
-    where = found.where
-    both: Condition = lambda device, now: belongs(device, now) and (not where or where(device, now))  # noqa: E731
+    """Of a run that this hub alone drives; `away`: its objects are in a store."""
     return Coordinator(
-        place.run, ledger(place), objects, faulty("coordinator", control), NoAlarm(),
-        replace(found, where=both),
+        place.run, ledger(place), objects, faulty("coordinator", control), NoAlarm(), policies(settings),
         clock, sole=True, test=test, site=AWAY if away else HERE, ignored=ignored,
     )  # fmt: skip
