@@ -86,13 +86,13 @@ class Fleet:
             for log in sorted(self.folder.glob("*.log")):
                 print(f"--- {log.name}\n{log.read_text()[-3000:]}")
 
-    def start(self, name: str, *words: str, before: Sequence[str] = (), **environment: str) -> None:
-        """The hub, or the agent of a device. `words`: more for it; `before`: what runs the program."""
-        command = [*before, *PROGRAM, "hub", *words]
+    def start(self, name: str, *words: str, **environment: str) -> None:
+        """The hub, or the agent of a device. `words`, `environment`: more for it."""
+        command = [*PROGRAM, "hub", *words]
         if name != "hub":
             index = str(self.names.index(name))
             command = [
-                *before, *PROGRAM, "join", str(self.folder / f"{name}.bundle"),
+                *PROGRAM, "join", str(self.folder / f"{name}.bundle"),
                 "--home", str(self.folder / name), "--app", str(self._app),
                 "--index", index, "--count", str(len(self.names)), "--threads", "1", *self._agent, *words,
             ]  # fmt: skip

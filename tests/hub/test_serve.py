@@ -1,6 +1,7 @@
 """The hub as a whole, with devices that come, go, fail, lie and are cut off: every part a real process."""
 
 import shutil
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -264,10 +265,18 @@ def test_reports_during_a_run_that_mean_nothing_are_counted_and_change_nothing(
     assert len(fleet.rounds(run)[0].arrived) == 3
 
 
+def lying(off: str) -> dict[str, str]:
+    """The environment in which the clock is so far off: what `faketime` gives to whom it runs."""
+    said = subprocess.run(["faketime", "-f", off, "env"], capture_output=True, text=True, check=True).stdout
+    given = dict(line.split("=", 1) for line in said.splitlines() if "=" in line)
+    wanted = {name: given[name] for name in ("LD_PRELOAD", "FAKETIME")}
+    return wanted | {"FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+
+
 def test_devices_whose_clocks_are_a_year_off_complete_their_rounds(fleet: Fleet) -> None:
     assert shutil.which("faketime"), "this test needs a program that lies about time: apt install faketime"
     for name, off in (("device-004", "+1y"), ("device-005", "-1y")):
-        fleet.start(name, before=["faketime", "-f", off], FAKETIME_DONT_FAKE_MONOTONIC="1")
+        fleet.start(name, **lying(off))
     fleet.until(lambda: fleet.is_online("device-004") and fleet.is_online("device-005"))
     run = begin(fleet, "--rounds", "2", where=only("device-004", "device-005"), there=2)
     fleet.finished(run)

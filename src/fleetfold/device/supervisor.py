@@ -87,6 +87,7 @@ class Supervisor:
         self._child.do(Do())
         while not stop.is_set():
             self._look_at_link()
+            self._ledge.leave(self._state())
             self._show("its app is being loaded")
             self._link.wait(0.2)
             how = self._child.death()
