@@ -214,6 +214,12 @@ def test_a_range_is_from_a_byte_on_and_any_other_is_the_whole(
         assert said.body == UPDATE
 
 
+def test_a_part_of_another_number_than_those_that_lie_there_is_refused(site: Site, key: str) -> None:
+    assert site.put(site.to_put(layout.part(key, 0, 3)), UPDATE).status == 201
+    assert site.put(site.to_put(layout.part(key, 0, 2)), UPDATE).status == 409
+    assert site.put(site.to_put(layout.part(key, 1, 3)), UPDATE).status == 201
+
+
 def test_an_update_in_parts_is_there_when_all_of_them_are(site: Site, key: str) -> None:
     most = layout.PART
     parts = [bytes(most), b"the rest"]

@@ -19,6 +19,7 @@ from weakref import WeakValueDictionary
 
 from aiohttp import web
 
+from fleetfold import layout
 from fleetfold.adapters.objects import FileObjects, Writing
 from fleetfold.adapters.parted import Parted
 from fleetfold.errors import Unavailable
@@ -157,7 +158,10 @@ class Exchange:
         return self._done(key, 200)
 
     async def _there(self, key: str, promised: bytes) -> bool:
-        """Whether the object is there, durably. Raises Refusal if it is another one."""
+        """Whether the object is there, durably. Raises Refusal if it is another one, or a part of a set that
+        began as one of another number: a device could fill the disk with sets of every number."""
+        if await self._apart(self._contradicts, key):
+            raise Refusal(409, "taken", "parts of another number lie there already, and they stay")
         digest = await self._apart(self._digest, key)
         if digest not in (None, promised):
             raise Refusal(409, "taken", "other bytes lie there already, and what lies there stays")
@@ -183,6 +187,12 @@ class Exchange:
     def _done(self, key: str, status: int) -> Answer:
         self._stored(key)
         return Answer(web.Response(status=status))
+
+    def _contradicts(self, key: str) -> bool:
+        if (mine := layout.part_of(key)) is None:
+            return False
+        others = (layout.part_of(other) for other in self._objects.list(layout.parts(mine[0])))
+        return any(other is not None and other[2] != mine[2] for other in others)
 
     def _digest(self, key: str) -> bytes | None:
         digest = hashlib.sha256()
