@@ -63,6 +63,7 @@ def test_proximal_prints_a_row_for_each_strength_and_the_stronger_goes_less_far(
     assert all(0 < row["accuracy"] <= 1 for row in rows)
 
 
+@pytest.mark.fleet
 def test_fleet_prints_what_devices_at_a_real_hub_cost_it() -> None:
     few = {"devices": 12, "enrolled": 20, "cohort": 5, "rounds": 1, "small": 2, "idle": 1}
     done = bench("fleet", "--json", *(f"--{name}={count}" for name, count in few.items()))
@@ -73,6 +74,7 @@ def test_fleet_prints_what_devices_at_a_real_hub_cost_it() -> None:
     assert "0 connections were lost; 0 times something was unavailable" in done.stderr
 
 
+@pytest.mark.fleet
 def test_agent_prints_what_waiting_costs_a_device_and_that_it_imports_nothing_heavy() -> None:
     done = bench("agent", "--json", "--starts", "1", "--rest", "0")
     assert done.returncode == 0, done.stderr

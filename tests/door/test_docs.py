@@ -38,7 +38,11 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PATIENCE = 300.0
 """Seconds after which a command is taken to hang."""
-by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+by_page = pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=[pytest.mark.fleet] if page.name == "hub.md" else []) for page in PAGES],
+    ids=lambda page: page.name,
+)
 
 
 class Block(NamedTuple):

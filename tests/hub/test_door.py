@@ -31,7 +31,7 @@ from fleetfold.ports import fetch
 from tests.hub.pki import Authority
 
 SECRET = b"s" * 32
-UPDATE = os.urandom(300_000)
+UPDATE = os.urandom(299_999) + b"."
 SOON = 60.0
 
 

@@ -24,6 +24,8 @@ from tests.hub.weather import Weather
 from tests.hub.wire import connected_link
 from tests.s3 import BUCKET, S3, serving
 
+pytestmark = pytest.mark.fleet
+
 APP = Path(__file__).with_name("small_app.py")
 THREE = ("device-000", "device-001", "device-002")
 SPARE = ("device-003", "device-004", "device-005")

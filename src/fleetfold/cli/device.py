@@ -7,8 +7,6 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from fleetfold.device.commands import main
-
 Tokens = Annotated[str, Parameter(allow_leading_hyphen=True, help="see `--help` of the command itself")]
 
 
@@ -20,6 +18,8 @@ def join(*tokens: Tokens) -> None:
     - `fleetfold join camera-7.bundle --app my-app`
     - `fleetfold join camera-7.bundle --app my-app --require charging,unmetered --systemd`
     """
+    from fleetfold.device.commands import main
+
     main(["join", *tokens])
 
 
@@ -31,4 +31,6 @@ def agent(*tokens: Tokens) -> None:
     - `fleetfold agent status`
     - `fleetfold agent csr camera-7 --out camera-7.csr`
     """
+    from fleetfold.device.commands import main
+
     main(["agent", *tokens])

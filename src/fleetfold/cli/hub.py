@@ -20,8 +20,7 @@ from fleetfold.bundle import save
 from fleetfold.cli.places import shown
 from fleetfold.errors import BadConfig, typed
 from fleetfold.layout import checked_name
-from fleetfold.wiring import hub as wiring
-from fleetfold.wiring.local import home
+from fleetfold.wiring.local import home, hub_folder, hub_records
 
 hub = App(name="hub", help="Keep a hub on site: a broker, a door for objects and the coordinator in one box.")
 
@@ -79,7 +78,7 @@ def init(
         door_url=door_url,
         objects=objects,
     )
-    folder = wiring.folder(home())
+    folder = hub_folder(home())
     create(folder, site)
     print(
         f"{shown(folder)}: the hub of fleet {fleet}; its broker will be {', '.join(site.brokers)}\n"
@@ -107,7 +106,7 @@ def serve(
     installed()
     from fleetfold.hub.serve import Hub
 
-    folder = wiring.folder(home())
+    folder = hub_folder(home())
 
     def say(sentence: str) -> None:
         print(f"{datetime.now():%Y-%m-%d %H:%M:%S} {sentence}", file=sys.stderr, flush=True)
@@ -134,8 +133,8 @@ def status(*, json: Annotated[bool, Parameter(help="print JSON", negative="")] =
     from fleetfold.hub import desk
     from fleetfold.hub.authority import site
 
-    site(wiring.folder(home()))
-    found = desk.status(wiring.records(home()))
+    site(hub_folder(home()))
+    found = desk.status(hub_records(home()))
     if found is None:
         raise BadConfig("no hub has run here yet", next="fleetfold hub")
     if json:
@@ -183,10 +182,10 @@ def enroll(
     names = _named(device, "enroll")
     if len(names) > 1 and (csr or out):
         raise BadConfig("--csr and --out are for one device", next="fleetfold enroll DEVICE")
-    folder = wiring.folder(home())
+    folder = hub_folder(home())
     fleet, request = site(folder).fleet, _read(csr) if csr else ""
     bundles = [_writable(out or Path(f"{name}.bundle")) for name in names]  # before anything counts no more
-    records = wiring.records(home())
+    records = hub_records(home())
     for name, path in zip(names, bundles, strict=True):
         save(enrolled(records, folder, name, time.time(), request), path)
         tell(folder, records, name)
@@ -208,9 +207,9 @@ def revoke(*device: str) -> None:
     from fleetfold.hub.enrol import revoke as revoked
 
     names = _named(device, "revoke")
-    folder = wiring.folder(home())
+    folder = hub_folder(home())
     site(folder)
-    records = wiring.records(home())
+    records = hub_records(home())
     for name in names:
         revoked(records, name, time.time())
         running = tell(folder, records, name)

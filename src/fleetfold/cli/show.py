@@ -18,7 +18,6 @@ from fleetfold.round.fleet import Device
 from fleetfold.settings import size
 from fleetfold.view import last, lines, rows
 from fleetfold.wiring import local as wiring
-from fleetfold.wiring.hub import records as hub_records
 
 _JSON = Annotated[bool, Parameter(help="print JSON, one object a line", negative="")]
 
@@ -174,7 +173,7 @@ def _fleet(run: str) -> list[Device]:
     """By name: of the run, of the hub here, or of the newest run."""
     home = wiring.home()
     if not run and (home / "hub" / "hub.db").exists():
-        return Ledger(hub_records(home)).fleet()
+        return Ledger(wiring.hub_records(home)).fleet()
     return wiring.ledger(existing(run or "latest")).fleet()
 
 

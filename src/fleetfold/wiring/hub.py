@@ -17,14 +17,13 @@ from fleetfold.adapters.memory import NoAlarm
 from fleetfold.adapters.mqtt_bus import LIFETIME, MqttBus
 from fleetfold.adapters.objects import FileObjects
 from fleetfold.adapters.parted import Parted
-from fleetfold.adapters.sqlite import SqliteRecords
 from fleetfold.coordinator import Coordinator
 from fleetfold.coordinator.coordinator import Ignored, Test
 from fleetfold.coordinator.folding import AWAY, HERE
 from fleetfold.coordinator.policy import policies
 from fleetfold.ledger import Ledger
 from fleetfold.messages import Command
-from fleetfold.ports import Control, Objects, Records, Signer
+from fleetfold.ports import Control, Objects, Signer
 from fleetfold.settings import Settings
 from fleetfold.wiring import local
 from fleetfold.wiring.faults import faulty
@@ -34,12 +33,8 @@ UNDER_ONE_ROOF = (0.2, 2.0)
 """Seconds after which the hub tries its own broker again, at first and at most."""
 
 
-def folder(home: Path) -> Path:
-    return home / "hub"
-
-
-def records(home: Path) -> Records:
-    return SqliteRecords(folder(home) / "hub.db", durable=True)
+folder, records = local.hub_folder, local.hub_records
+"""Of the hub in a home: where it lies, and what it knows."""
 
 
 def files(home: Path) -> FileObjects:

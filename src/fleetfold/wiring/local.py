@@ -64,6 +64,14 @@ def home() -> Path:
     return Path(os.environ.get("FLEETFOLD_HOME") or ".fleetfold").absolute()
 
 
+def hub_folder(home: Path) -> Path:
+    return home / "hub"
+
+
+def hub_records(home: Path) -> Records:
+    return SqliteRecords(hub_folder(home) / "hub.db", durable=True)
+
+
 def is_hubs(place: Place) -> bool:
     """Whether it is a run of the hub's."""
     return (place.folder / FLEET).exists()
