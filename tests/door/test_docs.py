@@ -38,9 +38,11 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PATIENCE = 300.0
 """Seconds after which a command is taken to hang."""
+LONG = ("hub.md", "how-to.md")
+"""Pages that take a minute: they are tried with the fleets."""
 by_page = pytest.mark.parametrize(
     "page",
-    [pytest.param(page, marks=[pytest.mark.fleet] if page.name == "hub.md" else []) for page in PAGES],
+    [pytest.param(page, marks=[pytest.mark.fleet] if page.name in LONG else []) for page in PAGES],
     ids=lambda page: page.name,
 )
 
