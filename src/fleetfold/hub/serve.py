@@ -119,11 +119,11 @@ class Hub:
         if self._broker and not self._broker.alive():
             self._log("the broker has died; it is started again")
             self._broker.restart()
-        if self._bus.forgotten():
-            self._registrar.all_gone()
+        if self._bus.forgotten():  # said once: what may fail comes last
             self._passed.clear()
             if self._driver:
                 self._driver.repeat = True
+            self._registrar.all_gone()
 
     def _attend(self) -> None:
         """To what devices say besides their answers to tasks, and to what other processes have left."""
