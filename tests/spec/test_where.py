@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fleetfold.adapters.faults import Faults
 from fleetfold.errors import BadConfig
 from fleetfold.messages import Presence
 from fleetfold.round.fleet import Device, heard
@@ -83,8 +84,6 @@ def test_a_round_is_opened_when_enough_devices_are_there_and_the_run_says_what_i
     world = World(devices=3, rounds=1, available=3)
     gone = heard(world.ledger.fleet()[0], Presence(device="d0", online=False), 1.0)
     world.ledger.save_devices([gone])
-    from fleetfold.adapters.faults import Faults
-
     coordinator = world.coordinator(Faults(None, lambda: None))
     wake = coordinator.step()
     assert world.now < wake < float("inf")
@@ -98,3 +97,18 @@ def test_a_condition_leaves_out_whom_it_is_not_true_of() -> None:
     world = World(devices=3, rounds=2, where='name != "d1"')
     world.live()
     assert [(d.name, d.chosen) for d in world.ledger.fleet()] == [("d0", 2), ("d1", 0), ("d2", 2)]
+
+
+def test_a_quorum_that_is_a_count_is_waited_for_before_a_round_is_opened() -> None:
+    world = World(devices=3, rounds=1, cohort=3, quorum=3)
+    gone = [heard(d, Presence(device=d.name, online=False), 1.0) for d in world.ledger.fleet()[1:]]
+    world.ledger.save_devices(gone)
+    world.coordinator(Faults(None, lambda: None)).step()
+    assert world.run().reason == "waiting to open round 1: 1 of 3 devices are there, 3 are known"
+
+
+def test_a_quorum_of_more_devices_than_there_are_is_all_of_them() -> None:
+    world = World(devices=2, rounds=1, quorum=5)
+    world.live()
+    found = world.ledger.round(world.run().name, 1)
+    assert found is not None and found[0].policy.quorum == 2 and found[0].phase == "done"

@@ -29,7 +29,7 @@ from fleetfold.coordinator.late import (
     retire,
 )
 from fleetfold.coordinator.opening import next_round
-from fleetfold.coordinator.policy import Policies
+from fleetfold.coordinator.policy import Policies, fewest
 from fleetfold.coordinator.reception import Reception
 from fleetfold.coordinator.registry import Stopwatch, by_own_clock, teach
 from fleetfold.coordinator.sources import header_of
@@ -311,8 +311,9 @@ class Coordinator:
         now, policies, settings = self._clock(), self._policies, run.settings
         fleet = self._ledger.fleet()
         there = eligible(fleet, policies.where, now, offline=settings.offline)
-        if len(there) < settings.available:
-            self._wait(run, f"{len(there)} of {settings.available} devices are there, {len(fleet)} are known")
+        needed = fewest(settings, len(fleet))
+        if len(there) < needed:
+            self._wait(run, f"{len(there)} of {needed} devices are there, {len(fleet)} are known")
             return False
         round = next_round(run, there, self._debts(run, now), policies.select, self._objects, now)
         decision = opened(round, round.opened_at)

@@ -135,6 +135,13 @@ def wanted(settings: Settings, eligible: int) -> tuple[int, int]:
     return cohort, min(eligible, -int(-cohort * (1 + settings.over_select) // 1))
 
 
+def fewest(settings: Settings, fleet: int) -> int:
+    """Devices that have to be there before a round is opened: what was told, and as many as a quorum that is
+    a count, as far as there are so many devices at all."""
+    quorum = settings.quorum if isinstance(settings.quorum, int) else 1
+    return max(settings.available, min(quorum, fleet))
+
+
 def closing(settings: Settings, cohort: int, invited: int) -> Policy:
     """When a round may close that has `invited` devices at work, of which `cohort` are wanted."""
     target = max(1, min(count(settings.target, cohort), invited))
