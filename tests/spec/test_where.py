@@ -111,4 +111,6 @@ def test_a_quorum_of_more_devices_than_there_are_is_all_of_them() -> None:
     world = World(devices=2, rounds=1, quorum=5)
     world.live()
     found = world.ledger.round(world.run().name, 1)
-    assert found is not None and found[0].policy.quorum == 2 and found[0].phase == "done"
+    assert found is not None
+    assert found[0].policy.quorum == 2
+    assert found[0].phase == "done"
