@@ -62,8 +62,12 @@ def releases(run: str) -> str:
     return f"runs/{run}/releases/"
 
 
+def rounds(run: str) -> str:
+    return f"runs/{run}/rounds/"
+
+
 def round(run: str, number: int, kind: Kind) -> str:
-    return f"runs/{run}/rounds/{number:06}" + ("" if kind == "train" else f"-{kind}")
+    return f"{rounds(run)}{number:06}" + ("" if kind == "train" else f"-{kind}")
 
 
 def update(round: str, device: str) -> str:

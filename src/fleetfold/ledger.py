@@ -7,13 +7,15 @@ runs/{run}/releases/{n}                   one private release each, never change
 fleet/{device}                            the registry
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, TypeVar
 
 import msgspec
 from msgspec import Struct
 
 from fleetfold import layout
+from fleetfold.errors import Unavailable
 from fleetfold.messages import Evaluation, Form, Kind, Metrics, Timings, encode
 from fleetfold.ports import Record, Records
 from fleetfold.round.fleet import Device
@@ -21,6 +23,12 @@ from fleetfold.round.run import Run
 from fleetfold.round.state import Round
 
 _S = TypeVar("_S", bound=Struct)
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+AT_ONCE = 16
+"""Records that are changed at a time, where each is changed by itself."""
+TRIES = 50
+"""Lost compare-and-sets in a row after which something is wrong with the store."""
 
 
 class Arrival(Struct, frozen=True, kw_only=True):
@@ -64,8 +72,11 @@ _RELEASE = msgspec.json.Decoder(Release)
 
 
 class Ledger:
-    def __init__(self, records: Records) -> None:
-        self._records = records
+    """`alone`: nobody else writes what this one does at the same time, so that many records are written at
+    once; else each by compare-and-set."""
+
+    def __init__(self, records: Records, *, alone: bool = True) -> None:
+        self._records, self._alone = records, alone
 
     def run(self, name: str) -> tuple[Run, int] | None:
         """The run and its version."""
@@ -83,9 +94,7 @@ class Ledger:
 
     def rounds(self, run: str) -> list[Round]:
         """All rounds of a run, in order; an evaluation follows the round that it evaluates."""
-        prefix = f"{layout.run(run)}/rounds/"
-        found = self._records.scan(prefix)
-        return [_ROUND.decode(record.value) for key, record in found if "/" not in key[len(prefix) :]]
+        return [_ROUND.decode(record.value) for _, record in self._records.scan(layout.rounds(run))]
 
     def arrivals(self, round: str) -> dict[str, Arrival]:
         """Device → its arrival, of the round with that key."""
@@ -93,8 +102,29 @@ class Ledger:
         arrivals = (_ARRIVAL.decode(record.value) for _, record in found)
         return {arrival.device: arrival for arrival in arrivals}
 
+    def arrivals_of(self, round: str, devices: Iterable[str]) -> dict[str, Arrival]:
+        """The same, of these devices alone."""
+        keys = [layout.arrival(round, device) for device in dict.fromkeys(devices)]
+        arrivals = (_ARRIVAL.decode(record.value) for record in self._records.get_many(keys).values())
+        return {arrival.device: arrival for arrival in arrivals}
+
     def arrival(self, round: str, device: str) -> tuple[Arrival, int] | None:
         return _typed(_ARRIVAL, self._records.get(layout.arrival(round, device)))
+
+    def record(self, round: str, arrivals: Sequence[Arrival]) -> list[Arrival]:
+        """Write down what became of devices' parts in a round. → what stands there: if somebody else was
+        first, theirs."""
+        if self._alone:
+            self.save_arrivals(round, arrivals)
+            return list(arrivals)
+
+        def first(arrival: Arrival) -> Arrival:
+            if self.swap_arrival(round, arrival, expect=0):
+                return arrival
+            found = self.arrival(round, arrival.device)
+            return found[0] if found else arrival
+
+        return _together(first, arrivals)
 
     def save_arrivals(self, round: str, arrivals: Iterable[Arrival]) -> None:
         self._records.put_many([(layout.arrival(round, a.device), encode(a)) for a in arrivals])
@@ -120,8 +150,8 @@ class Ledger:
 
     def devices(self, names: Iterable[str]) -> list[Device]:
         """Entries of the registry, of those of `names` that are in it."""
-        found = (self._records.get(layout.device(name)) for name in dict.fromkeys(names))
-        return [_DEVICE.decode(record.value) for record in found if record is not None]
+        keys = [layout.device(name) for name in dict.fromkeys(names)]
+        return [_DEVICE.decode(record.value) for record in self._records.get_many(keys).values()]
 
     def enlist(self, names: Sequence[str]) -> None:
         """Put devices into the registry; who is there already stays as it is."""
@@ -131,6 +161,28 @@ class Ledger:
     def register(self, device: Device) -> None:
         """Put one device into the registry; if it is there already it stays as it is."""
         self._records.swap(layout.device(device.name), encode(device), expect=0)
+
+    def amend(self, names: Iterable[str], change: Callable[[Device], Device]) -> list[Device]:
+        """Change entries of the registry, of those of `names` that are in it. → what they are then."""
+        if self._alone:
+            before = self.devices(names)
+            after = [change(device) for device in before]
+            self.save_devices([new for new, old in zip(after, before, strict=True) if new != old])
+            return after
+        keys = [layout.device(name) for name in dict.fromkeys(names)]
+        found = self._records.get_many(keys)
+        return _together(lambda key: self._amended(key, found[key], change), [k for k in keys if k in found])
+
+    def _amended(self, key: str, record: Record | None, change: Callable[[Device], Device]) -> Device:
+        for _ in range(TRIES):
+            if record is None:
+                break
+            old = _DEVICE.decode(record.value)
+            new = change(old)
+            if new == old or self._records.swap(key, encode(new), record.version):
+                return new
+            record = self._records.get(key)
+        raise Unavailable(f"lost {TRIES} compare-and-sets on {key}")
 
     def save_devices(self, devices: Iterable[Device]) -> None:
         self._records.put_many([(layout.device(d.name), encode(d)) for d in devices])
@@ -143,3 +195,8 @@ def place(round: Round) -> str:
 
 def _typed(decoder: "msgspec.json.Decoder[_S]", record: Record | None) -> tuple[_S, int] | None:
     return None if record is None else (decoder.decode(record.value), record.version)
+
+
+def _together(work: Callable[[_T], _R], items: Sequence[_T]) -> list[_R]:
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        return list(pool.map(work, items))

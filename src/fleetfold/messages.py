@@ -12,6 +12,8 @@ from typing import Any, Literal
 import msgspec
 from msgspec import Struct, field
 
+from fleetfold.errors import shown
+
 PROTOCOL = 1
 """Version of every message here; a message of another version is ignored with that reason."""
 
@@ -181,6 +183,31 @@ class UpdateHeader(Struct, frozen=True, kw_only=True, omit_defaults=True):
     took: Timings = Timings()
     form: Form = Form()
     extra: Any = None  # any JSON that the trainer returned
+
+
+FROM_DEVICES: dict[str, "msgspec.json.Decoder[Any]"] = {
+    "status": msgspec.json.Decoder(Report),
+    "presence": msgspec.json.Decoder(Presence),
+    "ask": msgspec.json.Decoder(Ask),
+    "answer": msgspec.json.Decoder(Answer),
+}
+
+
+def understood(device: str, word: str, payload: bytes) -> Any:
+    """What a device said on the topic of that last word; a `str` says why it means nothing."""
+    if word not in FROM_DEVICES:
+        return f"topic of the word {shown(word, 100)}"
+    if len(payload) > LIMIT // 4:
+        return f"{word} of more than {LIMIT // 4} bytes"
+    try:
+        said = FROM_DEVICES[word].decode(payload)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        return f"{word} that is none: {shown(str(error), 100)}"
+    if said.v != PROTOCOL:
+        return f"{word} of version {said.v}, here it is {PROTOCOL}"
+    if said.device != device:
+        return f"{word} of a device in the name of another"
+    return said
 
 
 def encode(message: Struct) -> bytes:

@@ -64,6 +64,9 @@ class Records(Protocol):
 
     def get(self, key: str) -> Record | None: ...
 
+    def get_many(self, keys: Sequence[str]) -> dict[str, Record]:
+        """Those of `keys` that are there."""
+
     def swap(self, key: str, value: bytes, expect: int) -> bool:
         """Write `value` if the record's version is still `expect` (0: there is none). → whether it was."""
 
@@ -71,7 +74,8 @@ class Records(Protocol):
         """Write each, whatever was there. All are durable on return; not atomic together."""
 
     def scan(self, prefix: str) -> Iterable[tuple[str, Record]]:
-        """Records whose key starts with `prefix`, which ends with "/", in order of keys."""
+        """Records that lie right below `prefix`, which ends with "/" (no further "/" in their keys), in order
+        of keys."""
 
 
 class Letter(NamedTuple):

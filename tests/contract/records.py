@@ -29,7 +29,17 @@ class RecordsContract:
         assert records.get("b") == Record(b"2", 1)
         assert not records.swap("a", b"9", expect=1), "a stale version does not come back to life"
 
-    def test_records_are_scanned_below_their_prefix_in_order(self, records: Records, same: Records) -> None:
-        records.put_many([(key, key.encode()) for key in ("p/b", "p/a/x", "p/a", "q/a", "p")])
-        assert [key for key, _ in same.scan("p/")] == ["p/a", "p/a/x", "p/b"]
+    def test_several_are_read_at_once_as_far_as_they_are_there(self, records: Records, same: Records) -> None:
+        records.put_many([(f"p/{n}", b"%d" % n) for n in range(120)])
+        asked = [f"p/{n}" for n in range(0, 240, 2)]
+        assert same.get_many(asked) == {f"p/{n}": Record(b"%d" % n, 1) for n in range(0, 120, 2)}
+        assert records.get_many([]) == {}
+
+    def test_records_are_scanned_right_below_their_prefix_in_order(
+        self, records: Records, same: Records
+    ) -> None:
+        keys = ("p/b", "p/a/x", "p/a", "q/a", "p", "p0", "p/é", "p/a-1", "p/a.1/x")
+        records.put_many([(key, key.encode()) for key in keys])
+        assert [key for key, _ in same.scan("p/")] == ["p/a", "p/a-1", "p/b", "p/é"]
+        assert [key for key, _ in same.scan("p/a/")] == ["p/a/x"]
         assert list(records.scan("none/")) == []

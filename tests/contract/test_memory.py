@@ -81,6 +81,10 @@ class Below:
     def get(self, key: str) -> Record | None:
         return self._records.get(self._prefix + key)
 
+    def get_many(self, keys: Sequence[str]) -> dict[str, Record]:
+        found = self._records.get_many([self._prefix + key for key in keys])
+        return {key.removeprefix(self._prefix): record for key, record in found.items()}
+
     def swap(self, key: str, value: bytes, expect: int) -> bool:
         return self._records.swap(self._prefix + key, value, expect)
 

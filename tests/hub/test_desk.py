@@ -12,11 +12,11 @@ from fleetfold import layout
 from fleetfold.adapters.memory import MemoryBus, MemoryObjects, MemoryRecords
 from fleetfold.adapters.parted import Parted
 from fleetfold.adapters.sqlite import SqliteRecords
+from fleetfold.coordinator.registrar import EVERY, WORDS, Registrar
 from fleetfold.errors import BadConfig, Unavailable
 from fleetfold.fold.tensors import write
 from fleetfold.hub import desk, driver
 from fleetfold.hub.driver import Hearing, Stored
-from fleetfold.hub.registrar import EVERY, WORDS, Registrar
 from fleetfold.hub.scorer import Scorer
 from fleetfold.ledger import Ledger
 from fleetfold.messages import Answer, Command, Presence, Report

@@ -53,6 +53,9 @@ class MemoryRecords:
     def get(self, key: str) -> Record | None:
         return self._data.get(key)
 
+    def get_many(self, keys: Sequence[str]) -> dict[str, Record]:
+        return {key: self._data[key] for key in keys if key in self._data}
+
     def swap(self, key: str, value: bytes, expect: int) -> bool:
         current = self._data.get(key)
         if (current.version if current else 0) != expect:
@@ -66,9 +69,9 @@ class MemoryRecords:
             self._put(key, Record(value, (current.version if current else 0) + 1))
 
     def scan(self, prefix: str) -> Iterator[tuple[str, Record]]:
-        after = prefix[:-1] + chr(ord(prefix[-1]) + 1)
+        after = prefix[:-1] + chr(ord("/") + 1)
         found = self._keys[bisect_left(self._keys, prefix) : bisect_left(self._keys, after)]
-        return iter([(key, self._data[key]) for key in found])
+        return iter([(key, self._data[key]) for key in found if "/" not in key[len(prefix) :]])
 
     def _put(self, key: str, record: Record) -> None:
         if key not in self._data:

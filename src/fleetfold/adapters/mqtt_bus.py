@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from math import ceil
 from typing import Any
 
-import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 from paho.mqtt.client import MQTTMessage, MQTTMessageInfo
@@ -25,7 +24,6 @@ from fleetfold.adapters.connection import Connection, properties
 from fleetfold.errors import BadConfig, Unavailable, shown
 from fleetfold.messages import (
     LIMIT,
-    PROTOCOL,
     SETTLED,
     Answer,
     Ask,
@@ -35,6 +33,7 @@ from fleetfold.messages import (
     Report,
     Task,
     encode,
+    understood,
 )
 from fleetfold.ports import Letter, Signer
 
@@ -48,13 +47,6 @@ COMMANDED = 60.0
 """Seconds in which a device that is off may come back and still find a command."""
 KINDS = 100
 """Reasons for ignoring that are counted apart."""
-
-FROM_DEVICES: dict[str, "msgspec.json.Decoder[Any]"] = {
-    "status": msgspec.json.Decoder(Report),
-    "presence": msgspec.json.Decoder(Presence),
-    "ask": msgspec.json.Decoder(Ask),
-    "answer": msgspec.json.Decoder(Answer),
-}
 
 
 class Ignored:
@@ -210,21 +202,12 @@ class MqttBus:
     def _heard(self, message: MQTTMessage, receipt: str) -> None:
         found = layout.topic_parts(message.topic)
         device, word = found or ("", "")
-        if found is None or word not in FROM_DEVICES:
+        if found is None:
             self._pass_over(f"topic {shown(message.topic, 100)}", receipt)
             return
-        if len(message.payload) > LIMIT // 4:
-            self._pass_over(f"{word} of more than {LIMIT // 4} bytes", receipt)
-            return
-        try:
-            said = FROM_DEVICES[word].decode(message.payload)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            self._pass_over(f"{word} that is none: {shown(str(error), 100)}", receipt)
-            return
-        if said.v != PROTOCOL:
-            self._pass_over(f"{word} of version {said.v}, here it is {PROTOCOL}", receipt)
-        elif said.device != device:
-            self._pass_over(f"{word} of a device in the name of another", receipt)
+        said = understood(device, word, bytes(message.payload))
+        if isinstance(said, str):
+            self._pass_over(said, receipt)
         else:
             self._take(word, said, receipt)
             self._woken()

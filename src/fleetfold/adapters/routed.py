@@ -15,6 +15,13 @@ class Routed:
     def get(self, key: str) -> Record | None:
         return self._of(key).get(key)
 
+    def get_many(self, keys: Sequence[str]) -> dict[str, Record]:
+        found = dict[str, Record]()
+        for records in (self._own, self._fleet):
+            if own := [key for key in keys if self._of(key) is records]:
+                found |= records.get_many(own)
+        return found
+
     def swap(self, key: str, value: bytes, expect: int) -> bool:
         return self._of(key).swap(key, value, expect)
 

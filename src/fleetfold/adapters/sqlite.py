@@ -99,6 +99,11 @@ class SqliteRecords:
         rows = self._database.read("SELECT value, version FROM records WHERE key = ?", (key,))
         return Record(*rows[0]) if rows else None  # type: ignore[arg-type]
 
+    def get_many(self, keys: Sequence[str]) -> dict[str, Record]:
+        query = "SELECT key, value, version FROM records WHERE key IN (SELECT value FROM json_each(?))"
+        rows = self._database.read(query, (msgspec.json.encode(keys).decode(),))
+        return {key: Record(value, version) for key, value, version in rows}  # type: ignore[misc,arg-type]
+
     def swap(self, key: str, value: bytes, expect: int) -> bool:
         def change(connection: sqlite3.Connection) -> bool:
             if expect == 0:
@@ -117,8 +122,11 @@ class SqliteRecords:
         self._database.write(lambda connection: connection.executemany(statement, values))
 
     def scan(self, prefix: str) -> Iterator[tuple[str, Record]]:
-        query = "SELECT key, value, version FROM records WHERE key >= ? AND key < ? ORDER BY key"
-        rows = self._database.read(query, (prefix, prefix[:-1] + chr(ord(prefix[-1]) + 1)))
+        query = (
+            "SELECT key, value, version FROM records"
+            " WHERE key >= ? AND key < ? AND instr(substr(key, ?), '/') = 0 ORDER BY key"
+        )
+        rows = self._database.read(query, (prefix, prefix[:-1] + chr(ord("/") + 1), len(prefix) + 1))
         return ((key, Record(value, version)) for key, value, version in rows)  # type: ignore[misc,arg-type]
 
 

@@ -111,7 +111,7 @@ class Journal:
         self._records.put_many([(self._key(entry.task), encode(entry))])
 
     def _key(self, task: Task) -> str:
-        return f"{self._prefix}{task.run}/{task.kind}"
+        return f"{self._prefix}{task.run}:{task.kind}"
 
 
 def _other(slot: int) -> int:

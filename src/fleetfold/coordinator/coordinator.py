@@ -14,7 +14,16 @@ import msgspec
 from msgspec.structs import replace
 
 from fleetfold import layout
-from fleetfold.coordinator.folding import HERE, Made, fold_round, found, release_of, summary
+from fleetfold.coordinator.folding import (
+    HERE,
+    OPENED,
+    Folder,
+    Made,
+    fold_round,
+    found,
+    release_of,
+    summary,
+)
 from fleetfold.coordinator.hiding import ENTROPY, Overspent, hide, set_of, spending, stopped, take_up, whole
 from fleetfold.coordinator.intake import quarantine
 from fleetfold.coordinator.inviting import Way, tasks, ways
@@ -63,6 +72,9 @@ from fleetfold.settings import Settings
 
 Test = Callable[[bytes], Metrics]
 """Scores a model file on the user's own test set, where there is one."""
+Elsewhere = Callable[[Round, Sequence[Arrival], Settings], None]
+"""Has a round's updates, in their order, folded by others: `Coordinator.fold` in some process of theirs. It
+may be asked for the same set again."""
 Ignored = Callable[[str], None]
 """Hears why a report is passed over, each time."""
 TRIES = 50
@@ -77,18 +89,19 @@ class Coordinator:
     """Drives one run. `clock`: seconds since the epoch. `sole`: nobody else drives it, so what a dead
     one left undone is done at once and not only when its lease is over. `entropy`: so many bytes of chance
     that nobody can know or draw again, for the noise that hides devices. `site`: how far off the objects
-    are. `ignored` hears of reports that change nothing."""
+    are. `elsewhere`: folds are not done here. `made`: what folds a round, if not `fold_round`.
+    `ignored` hears of reports that change nothing."""
 
     def __init__(
         self, run: str, ledger: Ledger, objects: Objects, control: Control, alarm: Alarm,
         policies: Policies, clock: Callable[[], float], *, sole: bool = False, test: Test | None = None,
         stopwatch: Stopwatch = by_own_clock, entropy: Callable[[int], bytes] = os.urandom, site: Site = HERE,
-        ignored: Ignored = lambda reason: None,
+        elsewhere: Elsewhere | None = None, made: Folder = fold_round, ignored: Ignored = lambda reason: None,
     ) -> None:  # fmt: skip
         self._name, self._ledger, self._objects, self._control = run, ledger, objects, control
         self._alarm, self._policies, self._clock = alarm, policies, clock
         self._sole, self._test, self._stopwatch, self._entropy = sole, test, stopwatch, entropy
-        self._site = site
+        self._site, self._elsewhere, self._folder = site, elsewhere, made
         self._seats = lru_cache(maxsize=REMEMBERED)(self._load_cohort)
         self._header = lru_cache(maxsize=REMEMBERED)(lambda key: header_of(objects, key))
         self._reception = Reception(
@@ -101,17 +114,21 @@ class Coordinator:
             self._feed,
             ignored,
             clock,
+            OPENED if site.latency else 1,
         )
 
-    def step(self) -> float:
-        """Everything that can be done now. → when to look again at the latest, in seconds since the
-        epoch; infinity when the run has ended."""
+    def step(self, *, opening: bool = True) -> float:
+        """Everything that can be done now; `opening`: rounds are opened too. → when to look again at the
+        latest, in seconds since the epoch; infinity when the run has ended, or stands before a round that
+        is not to be opened."""
         self._reception.take_in()
         while True:
             run, _ = self._run()
             if run.state is not RunState.RUNNING:
                 return float("inf")
             found = self._ledger.round(run.name, run.round, run.kind)
+            if found is None and not opening:
+                return float("inf")
             if found is None:
                 if self._clock() < run.opens_at:
                     return run.opens_at
@@ -128,6 +145,15 @@ class Coordinator:
                 self._go_on(round)
             elif self._feed(round, Ticked()).phase is round.phase:
                 return lease_over if round.phase is Phase.FOLDING else round.deadline_at
+
+    def fold(self) -> None:
+        """What `elsewhere` was asked for: fold the run's round as it is now, and conclude it; if updates turn
+        out unfit, take them out and ask `elsewhere` again. Any number of processes may do it at once: what
+        was folded of a set that is not the round's any more changes nothing."""
+        run, _ = self._run()
+        found = self._ledger.round(run.name, run.round, run.kind)
+        if found is not None and found[0].phase is Phase.FOLDING:
+            self._feed(found[0], self._fold(found[0]))
 
     def resume(self) -> None:
         """After a standstill of everything: give the cohort its full time again, and then take in what
@@ -200,7 +226,9 @@ class Coordinator:
                 self._alarm.wake_at(round.run, time)
             case Fold():
                 self._dismiss(round)
-                return self._fold(round)
+                if self._elsewhere is None or round.kind == "evaluate":
+                    return self._fold(round)
+                self._elsewhere(round, self._counted(round), self._run()[0].settings)
             case Publish():
                 self._settle(round)
             case GiveUp():
@@ -250,7 +278,14 @@ class Coordinator:
         """The round's model: folded, or with privacy found where a folder before this one finished it."""
         header = self._header(layout.model(round.run, round.base))
         fold = partial(
-            fold_round, self._objects, round, counted, settings, header, self._policies.fold, site=self._site
+            self._folder,
+            self._objects,
+            round,
+            counted,
+            settings,
+            header,
+            self._policies.fold,
+            site=self._site,
         )
         if not settings.noise:
             return fold()

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain
+from typing import Protocol
 
 import msgspec
 import numpy as np
@@ -61,6 +62,15 @@ class Made(Struct, frozen=True):
     model: str
     digest: str
     release: int = 0
+
+
+class Folder(Protocol):
+    """Makes the next model of a round: as `fold_round` does, and to the same bytes."""
+
+    def __call__(
+        self, objects: Objects, round: Round, arrivals: Sequence[Arrival], settings: Settings,
+        model: Header, own: ChunkFold | None, hide: Hide | None = None, site: Site = ...,
+    ) -> Made: ...  # fmt: skip
 
 
 def fold_round(

@@ -7,7 +7,8 @@ The arrival record is written before the round is told, and the report is acknow
 death in between repeats the work and changes nothing.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 
@@ -28,34 +29,41 @@ from fleetfold.settings import Settings
 
 
 class Intake:
-    """Judges what came for one round. `model`: the header of the round's base model, None to evaluate."""
+    """Judges what came for one round. `model`: the header of the round's base model, None to evaluate;
+    `at_once`: so many updates are looked at at a time."""
 
     def __init__(
         self, ledger: Ledger, objects: Objects, round: Round, seats: dict[str, int], model: Header | None,
-        settings: Settings,
+        settings: Settings, at_once: int = 1,
     ) -> None:  # fmt: skip
         self._ledger, self._objects, self._round = ledger, objects, round
-        self._seats, self._model = seats, model
+        self._seats, self._model, self._at_once = seats, model, at_once
         self._carried = mask_of(model, settings) if model else ""
         self._partial = settings.partial
 
-    def judge(self, reports: Iterable[Report], now: float) -> list[Arrival]:
-        """Arrivals that were not known before, recorded. Reports of strangers are quarantined."""
+    def judge(self, reports: Sequence[Report], now: float) -> dict[str, Arrival]:
+        """What became of each device's part, by device; what was not known before is recorded. Reports of
+        strangers are quarantined."""
         where = place(self._round)
-        fresh: dict[str, Arrival] = {}
+        known = self._ledger.arrivals_of(where, (r.device for r in reports if r.device in self._seats))
+        fresh: dict[str, Report] = {}
         for report in reports:
-            seat = self._seats.get(report.device)
-            if seat is None:
+            if report.device not in self._seats:
                 self._quarantine(report.device, f"{report.device!r} was not invited to this round")
-            elif report.device not in fresh and self._ledger.arrival(where, report.device) is None:
-                fresh[report.device] = self._judge_one(report, seat, now)
-        self._ledger.save_arrivals(where, fresh.values())
-        return list(fresh.values())
+            elif report.device not in known:
+                fresh.setdefault(report.device, report)
+        judge = partial(self._judge_one, now)
+        if self._at_once > 1 < len(fresh):
+            with ThreadPoolExecutor(self._at_once) as pool:
+                judged = list(pool.map(judge, fresh.values()))
+        else:
+            judged = list(map(judge, fresh.values()))
+        return known | {arrival.device: arrival for arrival in self._ledger.record(where, judged)}
 
-    def _judge_one(self, report: Report, seat: int, now: float) -> Arrival:
+    def _judge_one(self, now: float, report: Report) -> Arrival:
         where, took = place(self._round), report.took if plausible(report.took) else Timings()
         known = Arrival(
-            device=report.device, seat=seat, state="refused", at=now, took=took,
+            device=report.device, seat=self._seats[report.device], state="refused", at=now, took=took,
             base=self._round.base, key=layout.update(where, report.device),
         )  # fmt: skip
         if report.state != "delivered":

@@ -30,11 +30,11 @@ class Reception:
     def __init__(
         self, run: Callable[[], Run], ledger: Ledger, objects: Objects, control: Control, names: Names,
         header: Callable[[str], Header], feed: Callable[[Round, Event], Round],
-        ignored: Callable[[str], None], clock: Callable[[], float],
+        ignored: Callable[[str], None], clock: Callable[[], float], at_once: int = 1,
     ) -> None:  # fmt: skip
         self._run, self._ledger, self._objects, self._control = run, ledger, objects, control
         self._names, self._header, self._feed = names, header, feed
-        self._ignored, self._clock = ignored, clock
+        self._ignored, self._clock, self._at_once = ignored, clock, at_once
 
     def take_in(self) -> None:
         """Everything that has come, and tell the bus that it has been taken care of."""
@@ -55,12 +55,13 @@ class Reception:
             for _ in reports:
                 self._ignored(f"report for no round of run {shown(run, 80)!r} here")
             return
-        round, known = found[0], set[str]()
+        round = found[0]
+        known = set(self._ledger.arrivals_of(place(round), (report.device for report in reports)))
         invited, credited = frozenset(self._names(round.cohort)), self._run().settings.credits_late
         for report in reports:
             if report.device not in invited:
                 self._ignored("report of a device that was not invited to its round")
-            elif report.device in known or self._ledger.arrival(place(round), report.device):
+            elif report.device in known:
                 self._ignored("report that has come before")
             elif round.phase is not Phase.OPEN and not (credited and kind == "train"):
                 self._ignored("report for a round that is over")
@@ -82,13 +83,11 @@ class Reception:
         round, _ = found
         seats = {name: seat for seat, name in enumerate(self._names(round.cohort))}
         model = self._header(layout.model(run, round.base)) if kind == "train" else None
-        Intake(self._ledger, self._objects, round, seats, model, self._run().settings).judge(
-            reports, self._clock()
-        )
-        recorded = [self._ledger.arrival(place(round), r.device) for r in reports if r.device in seats]
-        # From the records, not from what was fresh: a report that is repeated after a death between the
-        # record and the round is how the round hears of it.
-        arrivals = [found[0] for found in recorded if found is not None]
+        settings = self._run().settings
+        intake = Intake(self._ledger, self._objects, round, seats, model, settings, self._at_once)
+        # Not of what was fresh alone: a report that is repeated after a death between the record and the
+        # round is how the round hears of it.
+        arrivals = intake.judge(reports, self._clock()).values()
         admitted = frozenset(a.seat for a in arrivals if a.state == "admitted")
         refused = frozenset(a.seat for a in arrivals if a.state == "refused")
         current = self._feed(round, Arrived(admitted)) if admitted else round

@@ -29,16 +29,21 @@ def by_devices_clock(round: Round, arrival: Arrival) -> float:
 def teach(ledger: Ledger, rounds: Sequence[Round], names: Names, decay: float, stopwatch: Stopwatch) -> None:
     """Update the entry of every device that was invited to `rounds`, of which the last has just ended and
     the others are heard of late; the same round twice changes nothing."""
-    before = {device.name: device for device in ledger.fleet()}
-    after = dict(before)
+    lessons: dict[str, list[tuple[Round, Arrival | None]]] = {}
     for round in rounds:
         arrivals = ledger.arrivals(place(round))
         for name in names(round.cohort):
             arrival = arrivals.get(name)
             at_work = arrival is None and round.policy.buffered and rounds[-1].ended_at < round.deadline_at
-            if name in after and not at_work:
-                after[name] = _settled(after[name], round, arrival, decay, stopwatch)
-    ledger.save_devices([device for name, device in after.items() if device != before[name]])
+            if not at_work:
+                lessons.setdefault(name, []).append((round, arrival))
+
+    def taught(device: Device) -> Device:
+        for round, arrival in lessons[device.name]:
+            device = _settled(device, round, arrival, decay, stopwatch)
+        return device
+
+    ledger.amend(lessons, taught)
 
 
 def _settled(

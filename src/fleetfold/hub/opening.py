@@ -10,6 +10,7 @@ from fleetfold.coordinator.opening import open_run
 from fleetfold.errors import BadConfig
 from fleetfold.hub import desk
 from fleetfold.hub.authority import site
+from fleetfold.layout import FLEET
 from fleetfold.round.run import Run
 from fleetfold.settings import Settings
 from fleetfold.wiring import hub as wiring
@@ -20,7 +21,7 @@ from fleetfold.wiring.local import Place
 def check(home: Path) -> None:
     """Raises BadConfig where there is no hub, or nobody in its fleet."""
     site(wiring.folder(home))
-    if not any(True for _ in wiring.records(home).scan("fleet/")):
+    if not any(True for _ in wiring.records(home).scan(FLEET)):
         raise BadConfig("nobody belongs to this hub's fleet yet", next="fleetfold enroll DEVICE")
 
 

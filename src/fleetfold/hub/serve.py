@@ -18,6 +18,7 @@ from msgspec.structs import replace
 from fleetfold import layout
 from fleetfold.adapters.mqtt_bus import LIFETIME
 from fleetfold.coordinator.granting import grant, refused
+from fleetfold.coordinator.registrar import Registrar
 from fleetfold.errors import BadConfig, FleetfoldError, Unavailable, blame, shown, told
 from fleetfold.hub import desk
 from fleetfold.hub.authority import site
@@ -25,7 +26,6 @@ from fleetfold.hub.broker import Broker
 from fleetfold.hub.door import Door, tls
 from fleetfold.hub.driver import Driver, Stored
 from fleetfold.hub.enrol import credential
-from fleetfold.hub.registrar import Registrar
 from fleetfold.hub.signing import HubSigner
 from fleetfold.ledger import Ledger
 from fleetfold.messages import Answer, Ask, Command, Grant

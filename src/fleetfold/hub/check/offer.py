@@ -8,13 +8,12 @@ from typing import TypeVar
 import msgspec
 
 from fleetfold import layout
-from fleetfold.adapters.mqtt_bus import FROM_DEVICES
 from fleetfold.coordinator.granting import addresses, refused
 from fleetfold.errors import BadUpdate
 from fleetfold.fold.gate import Expected, admit
 from fleetfold.fold.tensors import Header
 from fleetfold.hub.check.scratch import DEVICE, Said, Scratch
-from fleetfold.messages import PROTOCOL, SETTLED, Answer, Ask, Presence, Report, Task, encode
+from fleetfold.messages import FROM_DEVICES, PROTOCOL, SETTLED, Answer, Ask, Presence, Report, Task, encode
 from fleetfold.ports import read
 
 RUN = "check"

@@ -1,7 +1,7 @@
 """What the hub knows of who is there, without reading its registry through."""
 
 from fleetfold.adapters.memory import MemoryRecords
-from fleetfold.hub.registrar import COUNTED, Registrar
+from fleetfold.coordinator.registrar import COUNTED, Registrar
 from fleetfold.ledger import Ledger
 from fleetfold.messages import Presence
 

@@ -44,9 +44,8 @@ class Registrar:
         due = self._seen and now - self._written >= EVERY
         if not fresh and not due:
             return
-        before = self._ledger.devices([*fresh, *(self._seen if due else ())])
-        after = [self._newer(device, fresh.get(device.name), now) for device in before]
-        self._ledger.save_devices([d for d, old in zip(after, before, strict=True) if d != old])
+        names = [*fresh, *(self._seen if due else ())]
+        after = self._ledger.amend(names, lambda device: self._newer(device, fresh.get(device.name), now))
         self._online -= {device.name for device in after if device.says and not device.says.online}
         self._online |= {device.name for device in after if device.says and device.says.online}
         self._fresh = {}
