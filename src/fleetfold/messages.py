@@ -185,7 +185,7 @@ class UpdateHeader(Struct, frozen=True, kw_only=True, omit_defaults=True):
     extra: Any = None  # any JSON that the trainer returned
 
 
-FROM_DEVICES: dict[str, "msgspec.json.Decoder[Any]"] = {
+_FROM_DEVICES: dict[str, "msgspec.json.Decoder[Any]"] = {
     "status": msgspec.json.Decoder(Report),
     "presence": msgspec.json.Decoder(Presence),
     "ask": msgspec.json.Decoder(Ask),
@@ -195,12 +195,12 @@ FROM_DEVICES: dict[str, "msgspec.json.Decoder[Any]"] = {
 
 def understood(device: str, word: str, payload: bytes) -> Any:
     """What a device said on the topic of that last word; a `str` says why it means nothing."""
-    if word not in FROM_DEVICES:
+    if word not in _FROM_DEVICES:
         return f"topic of the word {shown(word, 100)}"
     if len(payload) > LIMIT // 4:
         return f"{word} of more than {LIMIT // 4} bytes"
     try:
-        said = FROM_DEVICES[word].decode(payload)
+        said = _FROM_DEVICES[word].decode(payload)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         return f"{word} that is none: {shown(str(error), 100)}"
     if said.v != PROTOCOL:

@@ -206,7 +206,7 @@ def test_an_update_that_goes_while_it_is_judged_is_refused() -> None:
     report = Report(run="r", round=1, kind="train", device="d1", state="delivered")
     intake = Intake(Ledger(MemoryRecords()), Going(), round, {"d1": 0}, None, World().settings)
     judged = intake.judge([report], 1.0)
-    assert judged[0].reason == "there is no update at runs/r/rounds/000001/updates/d1.safetensors"
+    assert judged["d1"].reason == "there is no update at runs/r/rounds/000001/updates/d1.safetensors"
 
 
 @pytest.mark.parametrize("value", [1e308, -1e308])

@@ -13,7 +13,7 @@ from fleetfold.errors import BadUpdate
 from fleetfold.fold.gate import Expected, admit
 from fleetfold.fold.tensors import Header
 from fleetfold.hub.check.scratch import DEVICE, Said, Scratch
-from fleetfold.messages import FROM_DEVICES, PROTOCOL, SETTLED, Answer, Ask, Presence, Report, Task, encode
+from fleetfold.messages import SETTLED, Answer, Ask, Presence, Report, Task, encode
 from fleetfold.ports import read
 
 RUN = "check"
