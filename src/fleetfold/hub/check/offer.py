@@ -5,15 +5,13 @@ task, model, addresses ─▶ device ─▶ reports, asks ─▶ grants, update 
 
 from typing import TypeVar
 
-import msgspec
-
 from fleetfold import layout
 from fleetfold.coordinator.granting import addresses, refused
 from fleetfold.errors import BadUpdate
 from fleetfold.fold.gate import Expected, admit
 from fleetfold.fold.tensors import Header
 from fleetfold.hub.check.scratch import DEVICE, Said, Scratch
-from fleetfold.messages import SETTLED, Answer, Ask, Presence, Report, Task, encode
+from fleetfold.messages import SETTLED, Answer, Ask, Presence, Report, Task, encode, understood
 from fleetfold.ports import read
 
 RUN = "check"
@@ -70,8 +68,5 @@ class Offer:
 
 def message(said: Said, kind: type[_Kind]) -> _Kind | None:
     """The message, if it is one of that kind."""
-    try:
-        found = FROM_DEVICES[said.word].decode(said.payload)
-    except (KeyError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return None
-    return found if isinstance(found, kind) and found.v == PROTOCOL and found.device == DEVICE else None
+    found = understood(DEVICE, said.word, said.payload)
+    return found if isinstance(found, kind) else None
