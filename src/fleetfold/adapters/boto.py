@@ -19,6 +19,7 @@ from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    ConnectionError,
     CredentialRetrievalError,
     HTTPClientError,
     IncompleteReadError,
@@ -81,8 +82,8 @@ _UNKNOWN = frozenset(
     }
 )
 _ABSENT = frozenset({"NoSuchBucket", "ResourceNotFoundException", "404"})
-_WORN = (HTTPClientError, IncompleteReadError, ResponseStreamingError)
-_STATUS = "fleetfold aws status"
+_WORN = (ConnectionError, HTTPClientError, IncompleteReadError, ResponseStreamingError)
+_STATUS, _CREDENTIALS = "fleetfold aws status", "aws configure"
 
 
 def client(service: str, **about: object) -> Any:
@@ -103,9 +104,6 @@ def client(service: str, **about: object) -> Any:
         ) from None
     except (BotoCoreError, ValueError) as error:
         raise BadConfig(f"AWS's {service} cannot be asked: {first_line(error)}", next=_CREDENTIALS) from None
-
-
-_CREDENTIALS = "aws configure"
 
 
 class Declined(Exception):
