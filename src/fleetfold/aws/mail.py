@@ -117,7 +117,7 @@ def created(messages: Iterable[Message], objects: Objects, ignored: Ignored) -> 
             if part and whole not in looked:
                 looked[whole] = objects.size(whole) is not None
             if part is None or looked[whole]:
-                letters.append(Letter(message.id, report))
+                letters.append(Letter(f"{message.id}/{len(letters)}", report))
     return letters
 
 
@@ -156,8 +156,13 @@ def said(messages: Iterable[Message], ignored: Ignored) -> Said:
             case Report():
                 sightings.append((message.id, Sighting(device=found.device, at=message.at)))
                 if found.state in SETTLED and found.state != "delivered":
-                    letters.append(Letter(message.id, found))
+                    letters.append(Letter(f"{message.id}/{len(letters)}", found))
     return Said(tuple(letters), tuple(sightings), tuple(asks.values()), tuple(answers))
+
+
+def message_of(letter: Letter) -> str:
+    """The id of the message that brought it, which may have brought others."""
+    return letter.receipt.rpartition("/")[0]
 
 
 def by_run(letters: Sequence[Letter]) -> dict[str, list[Letter]]:

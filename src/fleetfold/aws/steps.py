@@ -17,6 +17,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from fleetfold import layout
+from fleetfold.adapters.posting import LIFETIME
 from fleetfold.aws import mail, workflow
 from fleetfold.aws.mail import Message
 from fleetfold.aws.workflow import Standing, Wait
@@ -40,8 +41,6 @@ from fleetfold.wiring.aws import Cloud
 
 MINUTE = 60.0
 """Seconds from now at least to the next look at a run: schedules are no more exact."""
-LIFETIME = 3600.0
-"""Seconds that a signed address is good for; it may die sooner, with the credentials of whoever signed it."""
 ENDLESS = 1_000_000
 """Rounds from which on an execution has no number of its own: it goes on as long as its run does."""
 
@@ -228,7 +227,7 @@ def _deliver(cloud: Cloud, letters: Sequence[Letter]) -> list[str]:
     """A turn of each run that letters have come for. → ids of those that failed."""
     failed = list[str]()
     for run, own in mail.by_run(letters).items():
-        failed += _tried(cloud, [letter.receipt for letter in own], partial(turn, cloud, run, own))
+        failed += _tried(cloud, [mail.message_of(letter) for letter in own], partial(turn, cloud, run, own))
     return list(dict.fromkeys(failed))
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from fleetfold import layout
-from fleetfold.adapters.mqtt_bus import LIFETIME
+from fleetfold.adapters.posting import LIFETIME
 from fleetfold.coordinator import errands
 from fleetfold.coordinator.granting import grant, refused
 from fleetfold.coordinator.registrar import Registrar

@@ -39,8 +39,8 @@ class FleetBus(Control, Protocol):
 
 class Cloud(Struct, frozen=True, kw_only=True):
     """What a function has of the world. `bus`: of a turn, with its letters; `folders`: shards that a fold is
-    cut into at most; `clock`: seconds since the epoch; `ignored` hears what is passed over, and why;
-    `measured` hears of each round that has ended."""
+    cut into at most; `clock`: seconds since the epoch; `ignored` hears what is passed over, and why,
+    `troubled` of what failed and is tried again, `measured` of each round that has ended."""
 
     records: Records
     objects: Objects
@@ -52,6 +52,7 @@ class Cloud(Struct, frozen=True, kw_only=True):
     clock: Callable[[], float] = time.time
     folders: int = 40
     ignored: Callable[[str], None] = lambda reason: None
+    troubled: Callable[[str], None] = lambda sentence: None
     measured: Callable[[str, Row], None] = lambda run, row: None
 
     @property
