@@ -196,7 +196,8 @@ def _understood(message: Message) -> Any:
         return f"message of no broker: {shown(str(error), 100)}"
     if found.lifecycle is not None:
         event = found.lifecycle
-        if not layout.valid_name(event.device) or not 0 <= event.at < 1e14 or not 0 <= (event.session or 0) < 1 << 53:
+        plausible = 0 <= event.at < 1e14 and 0 <= (event.session or 0) < 1 << 53
+        if not layout.valid_name(event.device) or not plausible:
             return "lifecycle of no device"
         # Where a broker does not number its connections their order in time has to do.
         session = int(event.at) if event.session is None else event.session

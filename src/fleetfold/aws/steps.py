@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial, reduce
 from itertools import product
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 from msgspec import Struct
@@ -48,8 +48,8 @@ ENDLESS = 1_000_000
 def initiate(
     cloud: Cloud, run: str, rounds: int = ENDLESS, token: str = "", execution: str = ""
 ) -> None:  # fmt: skip
-    """Open the round that is due, and keep the token of who waits for it. `rounds`: of a run that has ended so
-    many more, once in an `execution`. Raises BadConfig if there is no such run."""
+    """Open the round that is due, and keep the token of who waits for it. `rounds`: so many more of a run
+    that has ended, once in an `execution`. Raises BadConfig if there is no such run."""
     ledger = cloud.ledger
     wait, _ = workflow.read(cloud.records, run)
     if rounds < ENDLESS and not (execution and wait.extended == execution):
@@ -84,8 +84,8 @@ def tick(cloud: Cloud, run: str) -> None:
 
 
 def fold_shard(cloud: Cloud, run: str, round: int, fold: str, shard: int) -> dict[str, Any]:
-    """Fold one shard of a plan. → nothing; or the updates that are unfit, and why. Of a plan that was replaced
-    there is nothing to do."""
+    """Fold one shard of a plan. → nothing, or the updates that are unfit, and why. Of a plan that was
+    replaced there is nothing to do."""
     try:
         plan = cutting.load(cloud.objects, layout.round(run, round, "train"), fold)
         cutting.fold_part(cloud.objects, cloud.uploads, plan, shard)
@@ -128,7 +128,7 @@ def turn(
     ledger = cloud.ledger
     found = ledger.run(name) if layout.valid_name(name) else None
     if found is None:
-        for _ in letters or [None]:
+        for _ in range(max(1, len(letters))):
             cloud.ignored(f"message for run {shown(name, 80)!r}, which is not here")
         return
     wake = float("inf")
@@ -294,7 +294,7 @@ def _measure(cloud: Cloud, ledger: Ledger, before: Run) -> None:
     run = _known(ledger, before.name)
     if (run.round, run.kind, run.state) == (before.round, before.kind, before.state):
         return
-    for number, kind in product(range(before.round, run.round + 1), ("train", "evaluate")):
+    for number, kind in product(range(before.round, run.round + 1), get_args(Kind)):
         found = ledger.round(run.name, number, kind)
         if found is not None and found[0].phase in ENDED and _is_first(cloud, found[0]):
             cloud.measured(run.name, row(ledger, cloud.objects, found[0], cloud.clock()))

@@ -2,8 +2,8 @@
 
 initiate ─▶ waits/{run} (token, the round that it waits for) ─▶ any turn that brings the run there ─▶ told
 
-A record is written before a token is waited by and emptied after it was told. Who dies in between leaves it to
-the next turn; of two who tell at once the second one is not heard; a token of which nobody knows is forgotten.
+The record is emptied after the token was told. Who dies in between leaves it to the next turn; of two who
+tell at once the second one is not heard; a token of which nobody knows is forgotten.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ WAITS = "waits/"
 SHORTEST, LONGEST = 60.0, 31_536_000.0
 """Seconds of patience, at least and at most: a state may wait for a year."""
 GRACE = 90.0
-"""Seconds after a round's deadline in which what is due then happens by itself: a schedule's minute, and some."""
+"""Seconds after a round's deadline in which what is due happens by itself: a schedule's minute, and some."""
 TRIES = 50
 """Lost compare-and-sets in a row after which something is wrong with the store."""
 PhaseOfRun = Literal["folding", "next", "ended", "failed"]
@@ -43,7 +43,7 @@ class Standing(Struct, frozen=True, kw_only=True):
 
 
 class Wait(Struct, frozen=True, kw_only=True):
-    """`token`: that of a task which waits, "" for none, until `round` is over or has to be folded. `at`: since
+    """`token`: of a task which waits until `round` is over or has to be folded, "" for none. `at`: since
     when, in seconds since the epoch. `extended`: the execution that has given the run more to do."""
 
     token: str = ""

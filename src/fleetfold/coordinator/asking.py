@@ -48,8 +48,8 @@ class Desk(Struct, frozen=True):
 
 
 def ask(desk: Desk, device: str, what: str, subject: Subject, seconds: float) -> tuple[Answer, bytes]:
-    """→ the answer of a device that belongs to the fleet, and what `get` got. Raises BadConfig, or Unavailable
-    when none comes."""
+    """→ the answer of a device of the fleet, and what `get` got. Raises BadConfig, or Unavailable when none
+    comes."""
     if what not in WHAT:
         raise BadConfig(f"{what[:40]!r} is not one of {', '.join(WHAT)}", next="fleetfold ask --help")
     id = secrets.token_hex(8)

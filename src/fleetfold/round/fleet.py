@@ -33,8 +33,8 @@ def heard(device: Device, presence: Presence, now: float) -> Device:
 
 
 class Sighting(Struct, frozen=True, kw_only=True):
-    """That a device spoke, or by its broker's word came or left. `at`: seconds since the epoch, by the broker's
-    clock; `session`: the number of its connection there, None where it spoke itself."""
+    """That a device spoke, or by its broker's word came or left. `at`: seconds since the epoch, by the
+    broker's clock; `session`: the number of its connection there, None where it spoke itself."""
 
     device: str
     at: float

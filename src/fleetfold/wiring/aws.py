@@ -1,26 +1,20 @@
 """A coordinator that runs in functions: its ports on S3, DynamoDB, IoT Core, EventBridge Scheduler and Step
 Functions. Made once in a process; a vendor's library is loaded with the first client that is made.
 
-FLEETFOLD_FLEET BUCKET TABLE MACHINE SCHEDULES TICK SCHEDULER_ROLE FOLDERS   what the stack tells its functions
+FLEETFOLD_{FLEET, BUCKET, TABLE, SCHEDULES, TICK, SCHEDULER_ROLE, FOLDERS}   what functions are told
 HOME/runs/{run}/aws.json   a link to what this machine knows of the stack that a run is on
 """
 
-import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
-import msgspec
 from msgspec import Struct
 
-from fleetfold.errors import BadConfig
-from fleetfold.layout import FLEET
 from fleetfold.ledger import Ledger
 from fleetfold.messages import Command, Grant
 from fleetfold.ports import Alarm, Control, Letter, Objects, Records, Signer, Uploads
-from fleetfold.round.fleet import Device
 from fleetfold.view import Row
-from fleetfold.wiring.faults import faulty
 
 
 class Workflow(Protocol):
