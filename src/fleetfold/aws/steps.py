@@ -55,7 +55,11 @@ def initiate(
     now = _known(ledger, run)
     if token:
         kept = Wait(token=token, round=now.round, kind=now.kind, at=cloud.clock(), extended=execution)
-        workflow.keep(cloud.records, run, lambda old: kept if old.token != token else old)
+        workflow.keep(
+            cloud.records,
+            run,
+            lambda old: old if old.token == token else replace(kept, extended=execution or old.extended),
+        )
     turn(cloud, run, urgent=True, opening=True)
 
 
