@@ -33,7 +33,15 @@ def allowed(
 
 
 def _is_about(statement: Mapping[str, Any], action: str, resource: str) -> bool:
-    if rest := set(statement) - {"Sid", "Effect", "Action", "NotAction", "Resource", "NotResource", "Condition"}:
+    if rest := set(statement) - {
+        "Sid",
+        "Effect",
+        "Action",
+        "NotAction",
+        "Resource",
+        "NotResource",
+        "Condition",
+    }:
         raise Unknown(f"{sorted(rest)} in a statement")
 
     def among(name: str, value: str, fold: bool) -> bool:
@@ -130,7 +138,12 @@ def _s3(operation: str, asked: Mapping[str, Any], missing: bool, machine: str) -
         raise Unknown(f"s3 {operation}")
 
 
-_TRANSACTED = {"Put": "PutItem", "Update": "UpdateItem", "Delete": "DeleteItem", "ConditionCheck": "ConditionCheckItem"}
+_TRANSACTED = {
+    "Put": "PutItem",
+    "Update": "UpdateItem",
+    "Delete": "DeleteItem",
+    "ConditionCheck": "ConditionCheckItem",
+}
 _ITEMS = ("GetItem", "PutItem", "UpdateItem", "DeleteItem", "DescribeTable")
 
 

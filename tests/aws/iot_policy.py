@@ -66,7 +66,12 @@ def rights(documents: Sequence[dict[str, Any]], who: Principal) -> list[dict[str
                 raise OutsideSubset(f"{topic!r}: the broker's patterns have no wildcard there")
             kind = kinds.get(action) or ("subscribePattern" if pattern != topic else "subscribeLiteral")
             lists.append(
-                {"acltype": kind, "topic": pattern, "priority": 10 * (effect == "Deny"), "allow": effect == "Allow"}
+                {
+                    "acltype": kind,
+                    "topic": pattern,
+                    "priority": 10 * (effect == "Deny"),
+                    "allow": effect == "Allow",
+                }
             )
     return lists
 
@@ -111,16 +116,25 @@ def _holds(condition: dict[str, Any], who: Principal) -> bool:
         if operator not in ("Bool", "StringEquals"):
             raise OutsideSubset(f"condition {operator}")
         for key, wanted in tests.items():
-            if key not in ("iot:Connection.Thing.IsAttached", "iot:Connection.Thing.ThingName", "iot:ClientId"):
+            if key not in (
+                "iot:Connection.Thing.IsAttached",
+                "iot:Connection.Thing.ThingName",
+                "iot:ClientId",
+            ):
                 raise OutsideSubset(f"condition on {key}")
-            values = [str(value).lower() if isinstance(value, bool) else str(value) for value in _listed(wanted)]
+            values = [
+                str(value).lower() if isinstance(value, bool) else str(value) for value in _listed(wanted)
+            ]
             if who.variables.get(key) not in [_resolved(value, who) for value in values]:
                 return False
     return True
 
 
 def _matches(pattern: str, action: str) -> bool:
-    return re.fullmatch(re.escape(pattern.lower()).replace(r"\*", ".*").replace(r"\?", "."), action.lower()) is not None
+    return (
+        re.fullmatch(re.escape(pattern.lower()).replace(r"\*", ".*").replace(r"\?", "."), action.lower())
+        is not None
+    )
 
 
 def _listed(value: Any) -> list[Any]:

@@ -26,15 +26,15 @@ PACKET = 128 * 1024 + 8 * 1024
 _CAME = re.compile(r"New client connected from (\S+) as (\S+) \(p\d+, c\d+, k\d+(?:, u'([^']*)')?\)")
 _WENT = re.compile(
     r"Client (\S+) (disconnected, not authorised|disconnected|closed its connection|has exceeded timeout|"
-    r"already connected|has been disconnected)"
+    r"already connected|(?:has )?been disconnected)"
 )
 _WHY = {
     "disconnected": "CLIENT_INITIATED_DISCONNECT",
     "closed its connection": "CONNECTION_LOST",
-    "has exceeded timeout": "MQTT_KEEP_ALIVE_TIMEOUT",
+    "exceeded timeout": "MQTT_KEEP_ALIVE_TIMEOUT",
     "already connected": "DUPLICATE_CLIENTID",
     "disconnected, not authorised": "AUTH_ERROR",
-    "has been disconnected": "SERVER_INITIATED_DISCONNECT",
+    "been disconnected": "SERVER_INITIATED_DISCONNECT",
 }
 
 
@@ -85,7 +85,7 @@ class Broker:
                 if found := _CAME.search(text):
                     self._came(found[2], found[3] or "", found[1])
                 elif found := _WENT.search(text):
-                    self._went(found[1], _WHY[found[2]])
+                    self._went(found[1], _WHY[found[2].removeprefix("has ")])
 
     def _configuration(self, plugin: str) -> str:
         lines = [

@@ -9,7 +9,6 @@ It does not show: the CPU's share by memory, a read-only file system, /tmp's siz
 """
 
 import json
-import os
 import queue
 import shutil
 import signal
@@ -90,7 +89,10 @@ class Environment:
         peak = self._peak()
         if kind == "response" and peak > self.function.memory:
             self.stop()
-            kind, body = "error", _error("Runtime.OutOfMemory", f"RequestId: {id} Error: Runtime exited: killed")
+            kind, body = (
+                "error",
+                _error("Runtime.OutOfMemory", f"RequestId: {id} Error: Runtime exited: killed"),
+            )
         if kind == "response" and len(body) > PAYLOAD:
             kind, body = "error", _error("Function.ResponseSizeTooLarge", f"{len(body)} bytes of answer")
         took = 1000 * (time.monotonic() - since)

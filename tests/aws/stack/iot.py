@@ -82,7 +82,9 @@ class Core:
 
     def start(self) -> None:
         self.broker.start(username(CORE_ID, CORE))
-        self._client = Client(CallbackAPIVersion.VERSION2, client_id=CORE, protocol=MQTTProtocolVersion.MQTTv5)
+        self._client = Client(
+            CallbackAPIVersion.VERSION2, client_id=CORE, protocol=MQTTProtocolVersion.MQTTv5
+        )
         self._client.tls_set(
             str(self.folder / "ca.pem"), str(self.folder / "core.pem"), str(self.folder / "core.key")
         )
@@ -239,7 +241,7 @@ class Core:
             return
         if not self._allowed("iot:Connect", client, client, name):
             self.refusals.append(f"iot:Connect {client}")
-            self._control.submit(self._told_all, [_command("disableClient", name), _command("enableClient", name)])
+            self._control.submit(self._told_all, self._cutting(name))
             return
         with self._lock:
             self.online[client] = name
@@ -298,8 +300,13 @@ class Core:
             self._control.submit(self._told_all, commands).result(PATIENCE)
 
     def _cut(self, name: str) -> None:
-        commands = [_command("disableClient", name), _command("enableClient", name)]
-        self._control.submit(self._told_all, commands).result(PATIENCE)
+        self._control.submit(self._told_all, self._cutting(name)).result(PATIENCE)
+
+    def _cutting(self, name: str) -> list[dict[str, Any]]:
+        """What ends the connections of that username, and changes nothing else."""
+        known = name in self._told
+        words = ("disableClient", "enableClient") if known else ("createClient", "deleteClient")
+        return [_command(word, name) for word in words]
 
     def _told_all(self, commands: list[dict[str, Any]]) -> None:
         with self._answered:

@@ -11,6 +11,7 @@ Runs in LocalStack's own environment, never in ours. STACK_* in the environment 
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -31,6 +32,8 @@ from execution import Environment, Function, Outcome
 from localstack import config
 from localstack.aws import handlers
 from localstack.services.cloudformation import resource_provider as cloudformation
+from localstack.services.cloudformation.engine.v2 import change_set_model_preproc as preproc
+from localstack.services.cloudformation.engine.v2 import change_set_model_validator as validator
 from localstack.services.lambda_.invocation.lambda_models import InvocationResult
 from localstack.utils.aws.request_context import extract_access_key_id_from_auth_header
 from localstack.utils.run import FuncThread
@@ -167,7 +170,9 @@ for module in ("runtime_executor", "execution_environment", "version_manager"):
 # S3
 
 _known = presigned.get_secret_access_key_from_access_key_id
-presigned.get_secret_access_key_from_access_key_id = lambda key, region: SECRETS.get(key) or _known(key, region)
+presigned.get_secret_access_key_from_access_key_id = lambda key, region: (
+    SECRETS.get(key) or _known(key, region)
+)
 
 
 # CloudFormation
@@ -211,6 +216,34 @@ _load = cloudformation.ResourceProviderExecutor.try_load_resource_provider
 cloudformation.ResourceProviderExecutor.try_load_resource_provider = staticmethod(
     lambda kind: _of_stand_in(kind) if kind in KINDS else _load(kind)
 )
+
+
+class _Findall:
+    """`re` for Fn::Sub, which takes `${!Literal}` for a variable: here it is none."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(re, name)
+
+    def findall(self, pattern: str, text: str) -> list[str]:
+        return [name for name in re.findall(pattern, text) if not name.startswith("!")]
+
+
+def _with_literals(engine: Any) -> None:
+    visit = engine.visit_node_intrinsic_function_fn_sub
+
+    def visit_and_unescape(self: Any, node: Any) -> Any:
+        made = visit(self, node)
+        for side in ("before", "after"):
+            if isinstance(text := getattr(made, side), str):
+                setattr(made, side, text.replace("${!", "${"))
+        return made
+
+    engine.visit_node_intrinsic_function_fn_sub = visit_and_unescape
+
+
+for module, engine in ((preproc, "ChangeSetModelPreproc"), (validator, "ChangeSetModelValidator")):
+    module.re = _Findall()
+    _with_literals(getattr(module, engine))
 
 
 # The log of calls

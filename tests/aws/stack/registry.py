@@ -79,7 +79,9 @@ class Registry:
         kind, name = words
         with self.lock:
             if method == "DELETE":
-                if kind == "AWS::IoT::Policy" and any(name in c["policies"] for c in self.certificates.values()):
+                if kind == "AWS::IoT::Policy" and any(
+                    name in c["policies"] for c in self.certificates.values()
+                ):
                     raise RuntimeError(f"DeleteConflictException: policy {name} is attached")
                 self.made[kind].pop(name, None)
                 self.members.pop(name, None)
@@ -108,7 +110,11 @@ class Registry:
         return {"policyName": policy_name, "policyDocument": json.dumps(found["PolicyDocument"])}
 
     def create_thing(
-        self, thing_name: str, attribute_payload: Any = None, thing_type_name: str = "", billing_group_name: str = ""
+        self,
+        thing_name: str,
+        attribute_payload: Any = None,
+        thing_type_name: str = "",
+        billing_group_name: str = "",
     ) -> dict[str, Any]:
         attributes = (attribute_payload or {}).get("attributes", {})
         with self.lock:
@@ -143,7 +149,9 @@ class Registry:
 
     def create_thing_group(self, thing_group_name: str, **more: Any) -> dict[str, Any]:
         with self.lock:
-            self.made["AWS::IoT::ThingGroup"].setdefault(thing_group_name, {"ThingGroupName": thing_group_name})
+            self.made["AWS::IoT::ThingGroup"].setdefault(
+                thing_group_name, {"ThingGroupName": thing_group_name}
+            )
         return {"thingGroupName": thing_group_name}
 
     def add_thing_to_thing_group(self, thing_name: str, thing_group_name: str, **more: Any) -> None:

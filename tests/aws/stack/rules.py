@@ -2,7 +2,8 @@
 
 SELECT item [AS name], … FROM 'filter' [WHERE condition]
 
-items: * · topic() topic(n) · encode(*, 'base64') · clientid() · timestamp() · 'text' · number · a.b of JSON
+items: * · topic() topic(n) · encode(*, 'base64') · clientid() · timestamp() · 'text' · number · a.b of JSON ·
+       {'name': item, …}
 condition: = <> < <= > >= IN [ … ] AND OR NOT ( … )
 It does not show: error actions, retries, other functions, what a real rule does with a wrong type.
 """
@@ -16,7 +17,7 @@ from typing import Any
 
 _TOKEN = re.compile(
     r"\s*(?:(?P<text>'(?:[^']|'')*')|(?P<number>-?\d+(?:\.\d+)?)|(?P<word>[A-Za-z_]\w*(?:\.\w+)*)"
-    r"|(?P<sign><>|!=|<=|>=|[=<>(),*\[\]]))"
+    r"|(?P<sign><>|!=|<=|>=|[=<>(),*:{}\[\]]))"
 )
 _KEYWORDS = ("SELECT", "AS", "FROM", "WHERE", "AND", "OR", "NOT", "IN")
 
@@ -151,6 +152,8 @@ class _Parser:
         if kind == "number":
             number = json.loads(self._need("number"))
             return lambda message: number
+        if self._has("sign", "{"):
+            return self._object()
         name = self._need("word")
         if not self._has("sign", "("):
             return lambda message: _field(_json(message), name.split("."))
@@ -159,6 +162,20 @@ class _Parser:
             arguments.append("*" if self._has("sign", "*") else self._operand())
             self._has("sign", ",")
         return self._called(name.lower(), arguments)
+
+    def _object(self) -> Value:
+        members: list[tuple[str, Value]] = []
+        while not self._has("sign", "}"):
+            name = self._text()
+            self._need("sign", ":")
+            members.append((name, self._operand()))
+            self._has("sign", ",")
+
+        def made(message: Message) -> dict[str, Any]:
+            values = [(name, value(message)) for name, value in members]
+            return {name: value for name, value in values if value is not UNDEFINED}
+
+        return made
 
     def _called(self, name: str, arguments: list[Any]) -> Value:
         whole = arguments[:1] == ["*"]

@@ -51,7 +51,9 @@ class Schedules:
 
     def _look(self) -> None:
         listed = [
-            one for page in self._scheduler.get_paginator("list_schedules").paginate() for one in page["Schedules"]
+            one
+            for page in self._scheduler.get_paginator("list_schedules").paginate()
+            for one in page["Schedules"]
         ]
         for one in listed:
             place = (one["GroupName"], one["Name"])

@@ -84,7 +84,9 @@ def policy(name: str) -> dict[str, Any]:
         arn = "arn:${AWS::Partition}:iot:${AWS::Region}:${AWS::AccountId}"
         return [{"Fn::Sub": f"{arn}:{kind}/fleetfold/f/{thing}/{word}"} for word in words]
 
-    client = "arn:${AWS::Partition}:iot:${AWS::Region}:${AWS::AccountId}:client/${!iot:Connection.Thing.ThingName}"
+    client = (
+        "arn:${AWS::Partition}:iot:${AWS::Region}:${AWS::AccountId}:client/${!iot:Connection.Thing.ThingName}"
+    )
     allow = [
         {"Action": "iot:Connect", "Resource": {"Fn::Sub": client}},
         {"Action": "iot:Publish", "Resource": own("topic", "status", "presence")},
@@ -203,7 +205,11 @@ def template(timeout: int = 5, more: dict[str, Any] | None = None) -> str:
         **(more or {}),
     }  # fmt: skip
     return json.dumps(
-        {"AWSTemplateFormatVersion": "2010-09-09", "Transform": "AWS::Serverless-2016-10-31", "Resources": resources}
+        {
+            "AWSTemplateFormatVersion": "2010-09-09",
+            "Transform": "AWS::Serverless-2016-10-31",
+            "Resources": resources,
+        }
     )
 
 

@@ -107,9 +107,7 @@ class Stack:
         return self._clients[service]
 
     def session(self) -> Any:
-        return boto3.Session(
-            aws_access_key_id="test", aws_secret_access_key="test", region_name=REGION
-        )
+        return boto3.Session(aws_access_key_id="test", aws_secret_access_key="test", region_name=REGION)
 
     # What is to happen to functions
 
@@ -170,7 +168,8 @@ class Stack:
                 name = resource["PhysicalResourceId"]
                 inline = iam.list_role_policies(RoleName=name)["PolicyNames"]
                 documents = [
-                    iam.get_role_policy(RoleName=name, PolicyName=policy)["PolicyDocument"] for policy in inline
+                    iam.get_role_policy(RoleName=name, PolicyName=policy)["PolicyDocument"]
+                    for policy in inline
                 ]
                 for one in iam.list_attached_role_policies(RoleName=name)["AttachedPolicies"]:
                     arn = one["PolicyArn"]

@@ -120,7 +120,9 @@ def test_a_message_a_signed_address_and_a_token_go_all_the_way_round(
     assert task["said"] == "\x00 not JSON"
     put = urllib.request.Request(task["put"], data=b"seven b", method="PUT")
     urllib.request.urlopen(put).close()
-    ended = until(lambda: (x := states.describe_execution(executionArn=execution))["status"] != "RUNNING" and x)
+    ended = until(
+        lambda: (x := states.describe_execution(executionArn=execution))["status"] != "RUNNING" and x
+    )
     assert ended["status"] == "SUCCEEDED"
     assert json.loads(ended["output"]) == {"key": "d1", "size": 7}
     assert item(aws, "presence", "d1")["what"]["S"] == "connected"
@@ -132,7 +134,10 @@ def test_a_signed_address_is_good_for_one_method_and_key(aws: Stack, device: Cal
     it.mqtt.publish("fleetfold/f/d2/status", b"x", 1)
     address = until(lambda: it.tasks)[0]["put"]
     assert "X-Amz-Security-Token" in address
-    for wrong in (urllib.request.Request(address), urllib.request.Request(address.replace("/d2?", "/d3?"), b"")):
+    for wrong in (
+        urllib.request.Request(address),
+        urllib.request.Request(address.replace("/d2?", "/d3?"), b""),
+    ):
         wrong.get_method = lambda: "GET" if wrong.data is None else "PUT"  # noqa: B023
         with pytest.raises(urllib.error.HTTPError) as refused:
             urllib.request.urlopen(wrong)
@@ -144,14 +149,18 @@ def test_a_wait_that_is_over_is_caught(aws: Stack) -> None:
     states = aws.client("stepfunctions")
     machine = f"arn:aws:states:us-east-1:{ACCOUNT}:stateMachine:small"
     execution = states.start_execution(stateMachineArn=machine, input='{"patience": 1}')["executionArn"]
-    ended = until(lambda: (x := states.describe_execution(executionArn=execution))["status"] != "RUNNING" and x)
+    ended = until(
+        lambda: (x := states.describe_execution(executionArn=execution))["status"] != "RUNNING" and x
+    )
     assert json.loads(ended["output"]) == "late"
 
 
 def test_a_message_of_a_batch_that_failed_comes_again_and_the_others_do_not(
     aws: Stack, device: Callable[..., Device]
 ) -> None:
-    queue = next(r for r in aws.resources(small.NAME) if r["LogicalResourceId"] == "Queue")["PhysicalResourceId"]
+    queue = next(r for r in aws.resources(small.NAME) if r["LogicalResourceId"] == "Queue")[
+        "PhysicalResourceId"
+    ]
     for number in range(3):
         said = {"word": "twice" if number == 1 else "once", "device": f"x{number}", "said": "eA=="}
         aws.client("sqs").send_message(QueueUrl=queue, MessageBody=json.dumps(said))
