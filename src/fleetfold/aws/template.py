@@ -20,7 +20,7 @@ Data = dict[str, Any]
 
 SECONDS = {"initiate": 300, "collect": 120, "status": 120, "tick": 300, "fold_shard": 900, "publish": 900}
 """How long each function may take. Inviting 10,000 devices takes half a minute; a batch of 1,000 arrivals
-some seconds; a round that is not cut is folded by `publish` alone, so it and a shard have all that there is."""
+some seconds; a round that is not cut is folded by `publish` alone: it and a shard have all that there is."""
 BATCH = {"collect": 1000, "status": 100}
 """Messages that a function is given at once: 1,000 notifications of S3 are 1 MB of the 6 MB that it may be
 given; what devices say is up to 128 KB each, so that Lambda cuts at 6 MB before."""
@@ -238,6 +238,9 @@ def _store() -> Data:
 def _queues() -> Data:
     """What comes to the bucket and what devices say, each with a queue for what no function could take in."""
     made: Data = {}
+    encrypted = _skip(
+        CKV_AWS_27="encrypted by SQS's own key (SqsManagedSseEnabled), which S3 may write under"
+    )
     sources = {
         "Arrivals": ("s3", {"aws:SourceArn": sub(f"arn:${{AWS::Partition}}:s3:::{_BUCKET}-*")}, "collect"),
         "Said": ("", {}, "status"),
@@ -245,10 +248,12 @@ def _queues() -> Data:
     for queue, (source, where, function) in sources.items():
         made[f"{queue}Dead"] = {
             "Type": "AWS::SQS::Queue",
+            "Metadata": encrypted,
             "Properties": {"MessageRetentionPeriod": DEAD_DAYS * 86400, "SqsManagedSseEnabled": True},
         }
         made[queue] = {
             "Type": "AWS::SQS::Queue",
+            "Metadata": encrypted,
             "Properties": {
                 "VisibilityTimeout": 6
                 * SECONDS[function],  # what Lambda's guide asks for: its tries, and time
@@ -548,7 +553,8 @@ def _coordinator() -> Data:
         "TaskGroup": {
             "Type": "AWS::EC2::SecurityGroup",
             **only,
-            "Metadata": {"cfn-lint": {"config": {"ignore_checks": ["W1030"]}}},  # no network is none's default
+            # The network's parameter may be empty, where there is no coordinator.
+            "Metadata": {"cfn-lint": {"config": {"ignore_checks": ["W1030"]}}},
             "Properties": {
                 "GroupDescription": "a coordinator asks AWS, and nobody asks it",
                 "VpcId": {"Ref": "CoordinatorVpc"},
