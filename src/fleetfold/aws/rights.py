@@ -61,7 +61,6 @@ BUCKET = sub("arn:${AWS::Partition}:s3:::${Objects}")
 _IOT = "arn:${AWS::Partition}:iot:${AWS::Region}:${AWS::AccountId}:topic/fleetfold/${Fleet}/*"
 _SCHEDULES = "arn:${AWS::Partition}:scheduler:${AWS::Region}:${AWS::AccountId}:schedule/${Schedules}/*"
 
-_READ = ["dynamodb:GetItem", "dynamodb:BatchGetItem", "dynamodb:Query"]
 _LIST = allow(
     "ObjectsByPrefix", ["s3:ListBucket"], BUCKET, when={"StringLike": {"s3:prefix": ["runs/*", "runs"]}}
 )
@@ -75,7 +74,14 @@ KEY: Data = {
 """For a bucket that is encrypted by a key of the user's."""
 
 DRIVE: tuple[Data, ...] = (
-    allow("Records", [*_READ, "dynamodb:PutItem", "dynamodb:UpdateItem"], arn_of("Table")),
+    allow(
+        "Records",
+        [
+            "dynamodb:GetItem", "dynamodb:BatchGetItem", "dynamodb:Query", "dynamodb:PutItem",
+            "dynamodb:UpdateItem",
+        ],
+        arn_of("Table"),
+    ),
     allow("Newest", ["dynamodb:Query"], sub("${Table.Arn}/index/newest")),
     allow(
         "Objects",
@@ -90,19 +96,18 @@ DRIVE: tuple[Data, ...] = (
     allow("Invite", ["iot:Publish", "iot:RetainPublish"], sub(f"{_IOT}/task"), sub(f"{_IOT}/grant")),
     allow(
         "Wake",
-        ["scheduler:CreateSchedule", "scheduler:UpdateSchedule", "scheduler:GetSchedule"],
+        ["scheduler:CreateSchedule"],
         sub(_SCHEDULES),
     ),
     allow(
         "Lend", ["iam:PassRole"], arn_of("SchedulerRole"),
         when={"StringEquals": {"iam:PassedToService": "scheduler.amazonaws.com"}},
     ),
-    allow("Answer", ["states:SendTaskSuccess", "states:SendTaskFailure"], MACHINE),
+    allow("Answer", ["states:SendTaskSuccess"], MACHINE),
 )  # fmt: skip
 """Of whoever drives a run: any of its effects may be undone, so any of them may be done."""
 
 SHARD: tuple[Data, ...] = (
-    allow("Records", _READ, arn_of("Table")),
     allow("Updates", ["s3:GetObject"], sub("arn:${AWS::Partition}:s3:::${Objects}/runs/*")),
     allow("Parts", ["s3:PutObject"], sub("arn:${AWS::Partition}:s3:::${Objects}/runs/*/models/*")),
     _LIST,
