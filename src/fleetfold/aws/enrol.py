@@ -1,0 +1,263 @@
+"""Who belongs to a fleet on AWS: a thing of IoT Core with one certificate that counts, and a record of it.
+
+enroll   thing ─▶ certificate, inactive ─▶ thing, policy ─▶ registry, record ─▶ active ─▶ older ones void
+revoke   record, registry ─▶ certificates inactive, detached ─▶ connection ended
+
+The private key is made here or on the device, and never goes to AWS. What dies in between leaves at worst a
+certificate that allows nothing; enrolling again is right again. What is not of the fleet is not touched.
+"""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+from msgspec import Struct
+from msgspec.structs import replace
+
+from fleetfold.aws.asked import AGAIN, Gone, asked, pages
+from fleetfold.bundle import Bundle
+from fleetfold.errors import BadConfig, Unavailable
+from fleetfold.layout import checked_name
+from fleetfold.ledger import Ledger
+from fleetfold.messages import Presence, encode
+from fleetfold.ports import Records
+from fleetfold.round.fleet import Device, heard
+
+CREDENTIALS = "credentials/"
+FLEET = "fleet"
+"""The attribute of a thing that says whose it is."""
+ROOTS = Path(__file__).with_name("amazon-roots.pem")
+PORTS = (8883, 443)
+"""Of IoT Core, in the order in which a device tries them: a firewall that lets nothing else out knows 443."""
+_THING = re.compile(r"[A-Za-z0-9_-]+")
+"""Of the names that devices may have elsewhere, those that things may: IoT Core knows no dot in them."""
+Kind = Literal["mqtt", "poll"]
+
+
+class Place(Struct, frozen=True, kw_only=True):
+    """What an enrolment has to know of a deployed stack: the names of its IoT policy and of its thing group,
+    and the host of the account's data endpoint."""
+
+    fleet: str
+    policy: str
+    group: str
+    endpoint: str
+
+    @property
+    def brokers(self) -> tuple[str, ...]:
+        return tuple(f"mqtts://{self.endpoint}:{port}" for port in PORTS)
+
+
+class Credential(Struct, frozen=True, kw_only=True):
+    """What a device proves itself by. `id`: its certificate's at IoT Core. Times in seconds since the epoch;
+    `revoked_at` 0: it counts."""
+
+    device: str
+    id: str = ""
+    kind: Kind = "mqtt"
+    issued_at: float = 0.0
+    revoked_at: float = 0.0
+    past: tuple[str, ...] = ()  # ids of the certificates that it replaced
+
+    @property
+    def counts(self) -> bool:
+        return not self.revoked_at
+
+
+_CREDENTIAL = msgspec.json.Decoder(Credential)
+
+
+def enroll(iot: Any, records: Records, place: Place, device: str, now: float, csr: str = "") -> Bundle:
+    """Make the device one of the fleet. `iot`: boto3's client of that name. `csr`: the device's signing
+    request; without, its key is made here. What it had before counts no more. Raises BadConfig."""
+    request, key = (_checked(csr), "") if csr else _request(_thing_name(device))
+    _own_thing(iot, place, _thing_name(device))
+    with asked("make a certificate"):
+        made = iot.create_certificate_from_csr(certificateSigningRequest=request)  # inactive
+    id, arn = made["certificateId"], made["certificateArn"]
+    with asked("attach the certificate"):
+        iot.attach_thing_principal(thingName=device, principal=arn, thingPrincipalType="EXCLUSIVE_THING")
+        iot.attach_policy(policyName=place.policy, target=arn)
+    fresh = Credential(device=device, id=id, issued_at=now)
+    _enlist(records, device)
+    credential = change(records, device, lambda old: replace(fresh, past=_spent(old)))
+    with asked("activate the certificate", gone="it was enrolled from elsewhere at the same time"):
+        iot.update_certificate(certificateId=id, newStatus="ACTIVE")
+    if newest(records, device) != credential:
+        with asked("deactivate the certificate", gone=""):
+            iot.update_certificate(certificateId=id, newStatus="INACTIVE")
+        raise Unavailable(f"{device} was enrolled from elsewhere at the same time", next=AGAIN)
+    _void(iot, place, device, keep=id)
+    return Bundle(
+        fleet=place.fleet, device=device, brokers=place.brokers, authority=ROOTS.read_text(),
+        certificate=made["certificatePem"], key=key,
+    )  # fmt: skip
+
+
+def revoke(iot: Any, data: Any, records: Records, place: Place, device: str, now: float) -> bool:
+    """Cut the device off, for good unless it is enrolled anew. `data`: boto3's client `iot-data`. → whether
+    it was connected. Raises BadConfig if it never belonged."""
+    is_thing = _is_own(iot, place, _thing_name(device))
+    if not is_thing and newest(records, device) is None:
+        raise BadConfig(f"device {device!r} was never enrolled", next="fleetfold devices --aws")
+
+    def revoked(old: Credential | None) -> Credential:
+        known = old or Credential(device=device)
+        return replace(known, revoked_at=now) if known.counts else known
+
+    change(records, device, revoked)
+    said = Presence(device=device, online=False, available=False, reason="revoked")
+    Ledger(records, alone=False).amend([device], lambda entry: heard(entry, said, now))
+    if is_thing:
+        _void(iot, place, device)
+    return _part(data, device)
+
+
+def clear(iot: Any, records: Records, place: Place) -> list[str]:
+    """Remove all things of the fleet with their certificates, of which the records know the older ones. →
+    their names."""
+    removed = []
+    for thing in pages(iot, "list_things_in_thing_group", "things", thingGroupName=place.group):
+        try:
+            if not _is_own(iot, place, thing):
+                continue
+        except BadConfig:
+            continue  # somebody put it into the group: it is not ours to remove
+        known = newest(records, thing)
+        past = _void(iot, place, thing) | (set(_spent(known)) if known else set())
+        for id in sorted(past):
+            with asked("delete a certificate", gone=""):
+                iot.delete_certificate(certificateId=id, forceDelete=True)
+        with asked("delete a thing", gone=""):
+            iot.delete_thing(thingName=thing)
+        removed.append(thing)
+    return removed
+
+
+def newest(records: Records, device: str) -> Credential | None:
+    """The device's newest credential, whether it counts or not; None for one that came by a claim."""
+    record = records.get(CREDENTIALS + device)
+    return None if record is None else _CREDENTIAL.decode(record.value)
+
+
+def credentials(records: Records) -> list[Credential]:
+    """The newest one of each device that was enrolled by name."""
+    return [_CREDENTIAL.decode(record.value) for _, record in records.scan(CREDENTIALS)]
+
+
+def change(records: Records, device: str, how: Callable[[Credential | None], Credential]) -> Credential:
+    while True:
+        record = records.get(CREDENTIALS + device)
+        old = _CREDENTIAL.decode(record.value) if record else None
+        new = how(old)
+        if new == old or records.swap(CREDENTIALS + device, encode(new), record.version if record else 0):
+            return new
+
+
+# Keys
+
+
+def _request(device: str) -> tuple[str, str]:
+    """A signing request, and the key that it is for."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, device)])
+    signed = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, hashes.SHA256())
+    secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return signed.public_bytes(Encoding.PEM).decode(), secret.decode()
+
+
+def _checked(csr: str) -> str:
+    """What IoT Core refuses it tells in its own words; this much is seen here."""
+    try:
+        if x509.load_pem_x509_csr(csr.encode()).is_signature_valid:
+            return csr
+    except ValueError:
+        pass
+    raise BadConfig("this is no signing request in PEM, signed by its own key", next="fleetfold agent csr")
+
+
+# Things
+
+
+def _thing_name(device: str) -> str:
+    if not _THING.fullmatch(checked_name(device, "device")):
+        raise BadConfig(
+            f"device {device!r}: IoT Core's things have letters, digits, '_' and '-' in their names"
+        )
+    return device
+
+
+def _own_thing(iot: Any, place: Place, device: str) -> None:
+    """Have the thing, in the fleet's group."""
+    if not _is_own(iot, place, device):
+        with asked(f"make the thing {device}"):
+            iot.create_thing(thingName=device, attributePayload={"attributes": {FLEET: place.fleet}})
+    with asked(f"put {device} into the group {place.group}"):
+        iot.add_thing_to_thing_group(thingName=device, thingGroupName=place.group)
+
+
+def _is_own(iot: Any, place: Place, device: str) -> bool:
+    """Whether there is such a thing. Raises BadConfig for one that is not of this fleet."""
+    try:
+        with asked(f"look at the thing {device}", gone="none"):
+            found = iot.describe_thing(thingName=device)
+    except Gone:
+        return False
+    of = found.get("attributes", {}).get(FLEET)
+    if of != place.fleet:
+        whose = f"is of fleet {of}" if of else "is none of a fleet"
+        raise BadConfig(
+            f"there is a thing {device} in this account already, which {whose}: it is left as it is",
+            next="fleetfold enroll ANOTHER_NAME --aws",
+        )
+    return True
+
+
+def _void(iot: Any, place: Place, device: str, keep: str = "") -> set[str]:
+    """Have no certificate of the thing count but `keep`. → the ids of the others. The thing is detached last:
+    by it they are found again."""
+    others = set()
+    for arn in pages(iot, "list_thing_principals", "principals", thingName=device):
+        id = arn.rpartition("cert/")[2]
+        if id in (arn, keep):
+            continue
+        with asked("deactivate a certificate", gone=""):
+            iot.update_certificate(certificateId=id, newStatus="INACTIVE")
+        with asked("detach the policy", gone=""):
+            iot.detach_policy(policyName=place.policy, target=arn)
+        with asked("detach the thing", gone=""):
+            iot.detach_thing_principal(thingName=device, principal=arn)
+        others.add(id)
+    return others
+
+
+def _part(data: Any, device: str) -> bool:
+    """End the device's connection, if there is one; no last will is published for it."""
+    try:
+        with asked(f"end the connection of {device}", gone="none"):
+            data.delete_connection(clientId=device, cleanSession=True, preventWillMessage=True)
+    except Gone:
+        return False
+    return True
+
+
+def _enlist(records: Records, device: str) -> None:
+    ledger = Ledger(records, alone=False)
+    there = Presence(device=device, online=False)
+    ledger.register(Device(name=device, says=there))
+
+    def back(entry: Device) -> Device:
+        return replace(entry, says=there) if entry.says and entry.says.reason == "revoked" else entry
+
+    ledger.amend([device], back)
+
+
+def _spent(old: Credential | None) -> tuple[str, ...]:
+    return (*old.past, *([old.id] if old.id else [])) if old else ()
