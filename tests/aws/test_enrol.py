@@ -295,19 +295,6 @@ def test_when_all_is_cleared_nothing_of_the_fleet_is_left_and_nothing_else_is_go
     assert [thing["thingName"] for thing in iot.list_things()["things"]] == ["other"]
 
 
-def test_credentials_that_may_not_are_said_to_be_it(records: MemoryRecords) -> None:
-    class Refuses:
-        def __getattr__(self, name: str) -> Any:
-            def call(**about: Any) -> Any:
-                raise ClientError({"Error": {"Code": "AccessDeniedException", "Message": "no"}}, name)
-
-            return call
-
-    with pytest.raises(BadConfig, match="not good for") as told:
-        enroll(Refuses(), records, PLACE, "press-7", 1000.0)
-    assert told.value.next == "aws sts get-caller-identity"
-
-
 PUBLISHED = {
     "Amazon Root CA 1": "fbe3018031f9586bcbf41727e417b7d1c45c2f47f93be372a17b96b50757d5a2",
     "Amazon Root CA 2": "7f4296fc5b6a4e3b35d3c369623e364ab1af381d8fa7121533c9d6c633ea2461",

@@ -9,6 +9,7 @@ certificate that allows nothing; enrolling again is right again. What is not of 
 
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +22,7 @@ from cryptography.x509.oid import NameOID
 from msgspec import Struct
 from msgspec.structs import replace
 
-from fleetfold.aws.asked import AGAIN, Gone, asked, pages
+from fleetfold.adapters.boto import Declined, Service
 from fleetfold.bundle import Bundle
 from fleetfold.errors import BadConfig, Unavailable
 from fleetfold.layout import checked_name
@@ -38,6 +39,12 @@ PORTS = (8883, 443)
 """Of IoT Core, in the order in which a device tries them: a firewall that lets nothing else out knows 443."""
 _THING = re.compile(r"[A-Za-z0-9_-]+")
 """Of the names that devices may have elsewhere, those that things may: IoT Core knows no dot in them."""
+REVOKED = "revoked"
+"""What the registry has for a reason why nobody asks a device that was cut off."""
+_ABSENT, _THERE, _WRONG = (
+    "ResourceNotFoundException", "ResourceAlreadyExistsException", "InvalidRequestException"
+)  # fmt: skip
+_AGAIN = "the same command once more"
 Kind = Literal["mqtt", "poll"]
 
 
@@ -78,23 +85,24 @@ def enroll(iot: Any, records: Records, place: Place, device: str, now: float, cs
     """Make the device one of the fleet. `iot`: boto3's client of that name. `csr`: the device's signing
     request; without, its key is made here. What it had before counts no more. Raises BadConfig."""
     request, key = (_checked(csr), "") if csr else _request(_thing_name(device))
-    _own_thing(iot, place, _thing_name(device))
-    with asked("make a certificate"):
-        made = iot.create_certificate_from_csr(certificateSigningRequest=request)  # inactive
-    id, arn = made["certificateId"], made["certificateArn"]
-    with asked("attach the certificate"):
-        iot.attach_thing_principal(thingName=device, principal=arn, thingPrincipalType="EXCLUSIVE_THING")
-        iot.attach_policy(policyName=place.policy, target=arn)
+    thing = Service(iot, f"thing {_thing_name(device)}")
+    _make(thing, place, device)
+    try:
+        made = thing.ask("create_certificate_from_csr", expected=[_WRONG], certificateSigningRequest=request)
+    except Declined as declined:
+        said = declined.answer["Error"].get("Message", "")
+        raise BadConfig(f"IoT Core does not sign the request: {said}", next="fleetfold agent csr") from None
+    id, arn = made["certificateId"], made["certificateArn"]  # inactive, until all else is done
+    thing.ask("attach_thing_principal", thingName=device, principal=arn, thingPrincipalType="EXCLUSIVE_THING")
+    thing.ask("attach_policy", policyName=place.policy, target=arn)
     fresh = Credential(device=device, id=id, issued_at=now)
     _enlist(records, device)
     credential = change(records, device, lambda old: replace(fresh, past=_spent(old)))
-    with asked("activate the certificate", gone="it was enrolled from elsewhere at the same time"):
-        iot.update_certificate(certificateId=id, newStatus="ACTIVE")
+    thing.ask("update_certificate", certificateId=id, newStatus="ACTIVE")
     if newest(records, device) != credential:
-        with asked("deactivate the certificate", gone=""):
-            iot.update_certificate(certificateId=id, newStatus="INACTIVE")
-        raise Unavailable(f"{device} was enrolled from elsewhere at the same time", next=AGAIN)
-    _void(iot, place, device, keep=id)
+        thing.ask("update_certificate", certificateId=id, newStatus="INACTIVE")
+        raise Unavailable(f"{device} was enrolled from elsewhere at the same time", next=_AGAIN)
+    _void(thing, place, device, keep=id)
     return Bundle(
         fleet=place.fleet, device=device, brokers=place.brokers, authority=ROOTS.read_text(),
         certificate=made["certificatePem"], key=key,
@@ -104,40 +112,37 @@ def enroll(iot: Any, records: Records, place: Place, device: str, now: float, cs
 def revoke(iot: Any, data: Any, records: Records, place: Place, device: str, now: float) -> bool:
     """Cut the device off, for good unless it is enrolled anew. `data`: boto3's client `iot-data`. → whether
     it was connected. Raises BadConfig if it never belonged."""
-    is_thing = _is_own(iot, place, _thing_name(device))
-    if not is_thing and newest(records, device) is None:
-        raise BadConfig(f"device {device!r} was never enrolled", next="fleetfold devices --aws")
+    thing = Service(iot, f"thing {_thing_name(device)}")
+    there = _is_own(thing, place, device)
+    if not there and newest(records, device) is None:
+        raise BadConfig(f"device {device!r} was never enrolled", next="fleetfold devices")
 
     def revoked(old: Credential | None) -> Credential:
         known = old or Credential(device=device)
         return replace(known, revoked_at=now) if known.counts else known
 
     change(records, device, revoked)
-    said = Presence(device=device, online=False, available=False, reason="revoked")
+    said = Presence(device=device, online=False, available=False, reason=REVOKED)
     Ledger(records, alone=False).amend([device], lambda entry: heard(entry, said, now))
-    if is_thing:
-        _void(iot, place, device)
+    if there:
+        _void(thing, place, device)
     return _part(data, device)
 
 
 def clear(iot: Any, records: Records, place: Place) -> list[str]:
     """Remove all things of the fleet with their certificates, of which the records know the older ones. →
-    their names."""
+    their names. What somebody else has put into the fleet's group stays."""
     removed = []
-    for thing in pages(iot, "list_things_in_thing_group", "things", thingGroupName=place.group):
-        try:
-            if not _is_own(iot, place, thing):
-                continue
-        except BadConfig:
-            continue  # somebody put it into the group: it is not ours to remove
-        known = newest(records, thing)
-        past = _void(iot, place, thing) | (set(_spent(known)) if known else set())
+    group = Service(iot, f"thing group {place.group}")
+    for name in _pages(group, "list_things_in_thing_group", "things", thingGroupName=place.group):
+        thing = Service(iot, f"thing {name}")
+        if _attributes(thing, name).get(FLEET) != place.fleet:
+            continue
+        past = _void(thing, place, name) | set(_spent(newest(records, name)))
         for id in sorted(past):
-            with asked("delete a certificate", gone=""):
-                iot.delete_certificate(certificateId=id, forceDelete=True)
-        with asked("delete a thing", gone=""):
-            iot.delete_thing(thingName=thing)
-        removed.append(thing)
+            _ask_away(thing, "delete_certificate", certificateId=id, forceDelete=True)
+        _ask_away(thing, "delete_thing", thingName=name)
+        removed.append(name)
     return removed
 
 
@@ -194,25 +199,24 @@ def _thing_name(device: str) -> str:
     return device
 
 
-def _own_thing(iot: Any, place: Place, device: str) -> None:
+def _make(thing: Service, place: Place, device: str) -> None:
     """Have the thing, in the fleet's group."""
-    if not _is_own(iot, place, device):
-        with asked(f"make the thing {device}"):
-            iot.create_thing(thingName=device, attributePayload={"attributes": {FLEET: place.fleet}})
-    with asked(f"put {device} into the group {place.group}"):
-        iot.add_thing_to_thing_group(thingName=device, thingGroupName=place.group)
+    if not _is_own(thing, place, device):
+        about = {"attributes": {FLEET: place.fleet}}
+        with suppress(Declined):  # somebody else was first: with the same attributes, or it is found below
+            thing.ask("create_thing", expected=[_THERE], thingName=device, attributePayload=about)
+        _is_own(thing, place, device)
+    thing.ask("add_thing_to_thing_group", thingName=device, thingGroupName=place.group)
 
 
-def _is_own(iot: Any, place: Place, device: str) -> bool:
+def _is_own(thing: Service, place: Place, device: str) -> bool:
     """Whether there is such a thing. Raises BadConfig for one that is not of this fleet."""
     try:
-        with asked(f"look at the thing {device}", gone="none"):
-            found = iot.describe_thing(thingName=device)
-    except Gone:
+        of = _attributes(thing, device).get(FLEET)
+    except Declined:
         return False
-    of = found.get("attributes", {}).get(FLEET)
     if of != place.fleet:
-        whose = f"is of fleet {of}" if of else "is none of a fleet"
+        whose = f"is of fleet {of}" if of else "is of no fleet"
         raise BadConfig(
             f"there is a thing {device} in this account already, which {whose}: it is left as it is",
             next="fleetfold enroll ANOTHER_NAME --aws",
@@ -220,30 +224,50 @@ def _is_own(iot: Any, place: Place, device: str) -> bool:
     return True
 
 
-def _void(iot: Any, place: Place, device: str, keep: str = "") -> set[str]:
+def _attributes(thing: Service, device: str) -> dict[str, str]:
+    """Raises Declined if there is none."""
+    found = thing.ask("describe_thing", expected=[_ABSENT], thingName=device)
+    attributes: dict[str, str] = found.get("attributes", {})
+    return attributes
+
+
+def _void(thing: Service, place: Place, device: str, keep: str = "") -> set[str]:
     """Have no certificate of the thing count but `keep`. → the ids of the others. The thing is detached last:
     by it they are found again."""
     others = set()
-    for arn in pages(iot, "list_thing_principals", "principals", thingName=device):
+    for arn in _pages(thing, "list_thing_principals", "principals", thingName=device):
         id = arn.rpartition("cert/")[2]
-        if id in (arn, keep):
-            continue
-        with asked("deactivate a certificate", gone=""):
-            iot.update_certificate(certificateId=id, newStatus="INACTIVE")
-        with asked("detach the policy", gone=""):
-            iot.detach_policy(policyName=place.policy, target=arn)
-        with asked("detach the thing", gone=""):
-            iot.detach_thing_principal(thingName=device, principal=arn)
-        others.add(id)
+        if id not in (arn, keep):
+            _ask_away(thing, "update_certificate", certificateId=id, newStatus="INACTIVE")
+            _ask_away(thing, "detach_policy", policyName=place.policy, target=arn)
+            _ask_away(thing, "detach_thing_principal", thingName=device, principal=arn)
+            others.add(id)
     return others
+
+
+def _ask_away(thing: Service, operation: str, **about: Any) -> None:
+    """What is not there (any more) is well so."""
+    with suppress(Declined):
+        thing.ask(operation, expected=[_ABSENT], **about)
+
+
+def _pages(of: Service, operation: str, member: str, **about: str) -> list[str]:
+    found: list[str] = []
+    page = of.ask(operation, **about)
+    while True:
+        found += page.get(member, [])
+        if not page.get("nextToken"):
+            return found
+        page = of.ask(operation, **about, nextToken=page["nextToken"])
 
 
 def _part(data: Any, device: str) -> bool:
     """End the device's connection, if there is one; no last will is published for it."""
+    connection = Service(data, f"the connection of {device}")
+    about = {"clientId": device, "cleanSession": True, "preventWillMessage": True}
     try:
-        with asked(f"end the connection of {device}", gone="none"):
-            data.delete_connection(clientId=device, cleanSession=True, preventWillMessage=True)
-    except Gone:
+        connection.ask("delete_connection", expected=[_ABSENT], **about)
+    except Declined:
         return False
     return True
 
@@ -254,7 +278,7 @@ def _enlist(records: Records, device: str) -> None:
     ledger.register(Device(name=device, says=there))
 
     def back(entry: Device) -> Device:
-        return replace(entry, says=there) if entry.says and entry.says.reason == "revoked" else entry
+        return replace(entry, says=there) if entry.says and entry.says.reason == REVOKED else entry
 
     ledger.amend([device], back)
 
