@@ -22,7 +22,9 @@ from cryptography.x509.oid import NameOID
 from msgspec import Struct
 from msgspec.structs import replace
 
-from fleetfold.adapters.boto import Declined, Service
+from fleetfold.adapters.boto import Declined, Service, client
+from fleetfold.adapters.dynamo import DynamoRecords
+from fleetfold.aws.stack import Stack
 from fleetfold.bundle import Bundle
 from fleetfold.errors import BadConfig, Unavailable
 from fleetfold.layout import checked_name
@@ -35,6 +37,8 @@ CREDENTIALS = "credentials/"
 FLEET = "fleet"
 """The attribute of a thing that says whose it is."""
 ROOTS = Path(__file__).with_name("amazon-roots.pem")
+DATA = "iot:Data-ATS"
+"""The kind of endpoint whose certificate Amazon's own roots have signed."""
 PORTS = (8883, 443)
 """Of IoT Core, in the order in which a device tries them: a firewall that lets nothing else out knows 443."""
 _THING = re.compile(r"[A-Za-z0-9_-]+")
@@ -79,6 +83,29 @@ class Credential(Struct, frozen=True, kw_only=True):
 
 
 _CREDENTIAL = msgspec.json.Decoder(Credential)
+
+
+class Account(Struct, frozen=True):
+    """What of AWS an enrolment asks: boto3's clients `iot` and `iot-data`, the fleet's records, its place."""
+
+    iot: Any
+    data: Any
+    records: Records
+    place: Place
+
+
+def account(stack: Stack) -> Account:
+    """That of a stack. Raises BadConfig, Unavailable."""
+    made = {name: client(name, region_name=stack.region) for name in ("iot", "iot-data", "dynamodb")}
+    endpoint = stack.iot_endpoint
+    if not endpoint:
+        found = Service(made["iot"], "IoT Core's endpoint").ask("describe_endpoint", endpointType=DATA)
+        endpoint = found["endpointAddress"]
+    place = Place(
+        fleet=stack.fleet, policy=stack.outputs["DevicePolicy"], group=stack.outputs["ThingGroup"],
+        endpoint=endpoint,
+    )  # fmt: skip
+    return Account(made["iot"], made["iot-data"], DynamoRecords(made["dynamodb"], stack.table), place)
 
 
 def enroll(iot: Any, records: Records, place: Place, device: str, now: float, csr: str = "") -> Bundle:
