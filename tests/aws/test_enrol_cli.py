@@ -1,5 +1,5 @@
-"""`fleetfold enroll … --aws` against the emulator: things and records as the command leaves them. The emulator
-ends no connections (it has none), and its certificates let nobody in."""
+"""`fleetfold enroll … --aws` against the emulator: things and records as the command leaves them. It has no
+connections to end, and its certificates let nobody in."""
 
 import json
 import time
@@ -51,6 +51,8 @@ def test_devices_are_enrolled_by_one_command(
     records = DynamoRecords(client("dynamodb", endpoint_url=aws.url), stack.table)
     assert [device.name for device in Ledger(records).fleet()] == ["press-7", "press-8"]
     assert newest(records, "press-7")
+    assert fleetfold("revoke", "press-7", "--aws") == 0
+    assert "press-7: revoked, its connection, if it has one, ends within minutes" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("command", [["enroll", "x", "--aws"], ["revoke", "x", "--aws"]])

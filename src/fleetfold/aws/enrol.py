@@ -136,9 +136,9 @@ def enroll(iot: Any, records: Records, place: Place, device: str, now: float, cs
     )  # fmt: skip
 
 
-def revoke(iot: Any, data: Any, records: Records, place: Place, device: str, now: float) -> bool:
-    """Cut the device off, for good unless it is enrolled anew. `data`: boto3's client `iot-data`. → whether
-    it was connected. Raises BadConfig if it never belonged."""
+def revoke(iot: Any, data: Any, records: Records, place: Place, device: str, now: float) -> str:
+    """Cut the device off, for good unless it is enrolled anew. `data`: boto3's client `iot-data`. → what
+    became of its connection. Raises BadConfig if it never belonged."""
     thing = Service(iot, f"thing {_thing_name(device)}")
     there = _is_own(thing, place, device)
     if not there and newest(records, device) is None:
@@ -288,15 +288,18 @@ def _pages(of: Service, operation: str, member: str, **about: str) -> list[str]:
         page = of.ask(operation, **about, nextToken=page["nextToken"])
 
 
-def _part(data: Any, device: str) -> bool:
-    """End the device's connection, if there is one; no last will is published for it."""
-    connection = Service(data, f"the connection of {device}")
+def _part(data: Any, device: str) -> str:
+    """End the device's connection, if there is one; no last will is published for it. Without this IoT Core
+    does it too, within minutes of the certificate's end."""
+    connection = Service(data, f"the connection of {device}", tries=2)
     about = {"clientId": device, "cleanSession": True, "preventWillMessage": True}
     try:
         connection.ask("delete_connection", expected=[_ABSENT], **about)
     except Declined:
-        return False
-    return True
+        return "it was not connected"
+    except Unavailable as error:
+        return f"its connection, if it has one, ends within minutes: {error.sentence}"
+    return "and cut off"
 
 
 def _enlist(records: Records, device: str) -> None:

@@ -32,8 +32,8 @@ def enroll(names: Sequence[str], bundles: Sequence[Path], stack: str, request: s
 def revoke(names: Sequence[str], stack: str) -> None:
     account, enrol = _account(stack)
     for name in names:
-        there = enrol.revoke(account.iot, account.data, account.records, account.place, name, time.time())
-        print(f"{name}: revoked" + (" and cut off" if there else "; it was not connected"))
+        how = enrol.revoke(account.iot, account.data, account.records, account.place, name, time.time())
+        print(f"{name}: revoked, {how}")
 
 
 def _account(stack: str) -> tuple[Any, Any]:
