@@ -3,6 +3,7 @@
 runs/{run}                                the run            changed by compare-and-set
 runs/{run}/rounds/{n}                     the round          changed by compare-and-set
 runs/{run}/rounds/{n}/arrivals/{device}   one arrival each
+runs/{run}/rounds/{n}/fold                how its updates are folded, where others do it
 runs/{run}/releases/{n}                   one private release each, never changed
 fleet/{device}                            the registry
 """
@@ -64,11 +65,23 @@ class Release(Struct, frozen=True, kw_only=True):
     next_clip: float  # of the round after, from a count that has noise on it
 
 
+class Folding(Struct, frozen=True, kw_only=True):
+    """The plan by which a round's updates are folded now. A later one is of fewer updates."""
+
+    plan: str  # its digest
+    updates: str  # digest of the set that it folds
+    count: int  # of them
+    model: str  # key of the object that is made
+    shards: int = 0  # that are folded apart; 0: it is not cut
+    upload: str = ""
+
+
 _RUN = msgspec.json.Decoder(Run)
 _ROUND = msgspec.json.Decoder(Round)
 _ARRIVAL = msgspec.json.Decoder(Arrival)
 _DEVICE = msgspec.json.Decoder(Device)
 _RELEASE = msgspec.json.Decoder(Release)
+_FOLDING = msgspec.json.Decoder(Folding)
 
 
 class Ledger:
@@ -143,6 +156,13 @@ class Ledger:
     def save_release(self, run: str, release: Release) -> bool:
         """Whether it is the first of its number."""
         return self._records.swap(layout.release(run, release.number), encode(release), expect=0)
+
+    def folding(self, round: str) -> tuple[Folding, int] | None:
+        """How the round with that key is folded, and the record's version."""
+        return _typed(_FOLDING, self._records.get(layout.fold(round)))
+
+    def save_folding(self, round: str, folding: Folding, expect: int) -> bool:
+        return self._records.swap(layout.fold(round), encode(folding), expect)
 
     def fleet(self) -> list[Device]:
         """The registry, by name."""

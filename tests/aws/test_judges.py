@@ -108,11 +108,11 @@ def test_whoever_asks_for_what_is_not_there_needs_to_be_allowed_to_list() -> Non
 
 ARN = "arn:aws:iot:us-east-1:000000000000"
 THING = "${iot:Connection.Thing.ThingName}"
-D1 = iot_policy.Principal("d1", ("d1",))
+D1 = iot_policy.connection("d1", ["d1"])
 
 
-def policy(*statements: dict[str, Any]) -> list[dict[str, Any]]:
-    return [{"Version": "2012-10-17", "Statement": [{"Effect": "Allow"} | one for one in statements]}]
+def policy(*statements: dict[str, Any]) -> dict[str, Any]:
+    return {"Version": "2012-10-17", "Statement": [{"Effect": "Allow"} | one for one in statements]}
 
 
 OWN = policy(
@@ -124,51 +124,48 @@ OWN = policy(
 
 
 @pytest.mark.parametrize(
-    ("action", "name", "who", "expected"),
+    ("action", "resource", "by", "expected"),
     [
-        ("iot:Connect", "d1", D1, True),
-        ("iot:Connect", "d2", D1, False),
-        ("iot:Connect", "d2", iot_policy.Principal("d2", ("d1",)), False),
-        ("iot:Connect", "d1", iot_policy.Principal("d1"), False),
-        ("iot:Publish", "f/d1/status", D1, True),
-        ("iot:Publish", "f/d2/status", D1, False),
-        ("iot:Publish", "f/d1/status/x", D1, False),
-        ("iot:RetainPublish", "f/d1/status", D1, False),
-        ("iot:Subscribe", "f/d1/task", D1, True),
-        ("iot:Subscribe", "f/+/task", D1, False),
-        ("iot:Subscribe", "f/d1/#", D1, False),
-        ("iot:Subscribe", "#", D1, False),
-        ("iot:Subscribe", "$aws/#", D1, False),
-        ("iot:Subscribe", "$aws/things/d1/shadow/get", D1, False),
-        ("iot:Receive", "f/d2/status", D1, False),
+        ("iot:Connect", "client/d1", D1, True),
+        ("iot:Connect", "client/d2", D1, False),
+        ("iot:Connect", "client/d2", iot_policy.connection("d2", ["d1"]), False),
+        ("iot:Connect", "client/d1", iot_policy.connection("d1", []), False),
+        ("iot:Publish", "topic/f/d1/status", D1, True),
+        ("iot:Publish", "topic/f/d2/status", D1, False),
+        ("iot:Publish", "topic/f/d1/status/x", D1, False),
+        ("iot:RetainPublish", "topic/f/d1/status", D1, False),
+        ("iot:Subscribe", "topicfilter/f/d1/task", D1, True),
+        ("iot:Subscribe", "topicfilter/f/+/task", D1, False),
+        ("iot:Subscribe", "topicfilter/f/d1/#", D1, False),
+        ("iot:Subscribe", "topicfilter/#", D1, False),
+        ("iot:Subscribe", "topicfilter/$aws/#", D1, False),
+        ("iot:Subscribe", "topicfilter/$aws/things/d1/shadow/get", D1, False),
+        ("iot:Receive", "topic/f/d2/status", D1, False),
     ],
 )
 def test_a_policy_of_iot_core_fills_in_the_name_of_the_thing(
-    action: str, name: str, who: iot_policy.Principal, expected: bool
+    action: str, resource: str, by: dict[str, str], expected: bool
 ) -> None:
-    assert iot_policy.allows(OWN, action, name, who) is expected
+    assert iot_policy.allows(OWN, action, resource, by) is expected
 
 
 def test_wildcards_are_the_policys_own_and_those_of_mqtt_are_letters_to_it() -> None:
     some = policy({"Action": "iot:*", "Resource": [f"{ARN}:topicfilter/a/*", f"{ARN}:topicfilter/b/?/+"]})
-    assert iot_policy.allows(some, "iot:Subscribe", "a/#", D1)
-    assert iot_policy.allows(some, "iot:Subscribe", "b/x/+", D1)
-    assert not iot_policy.allows(some, "iot:Subscribe", "b/x/y", D1)
-    assert not iot_policy.allows(some, "iot:Subscribe", "b/xx/+", D1)
+    for filter, expected in (("a/#", True), ("b/x/+", True), ("b/x/y", False), ("b/xx/+", False)):
+        assert iot_policy.allows(some, "iot:Subscribe", f"topicfilter/{filter}", D1) is expected
 
 
 def test_a_name_is_never_taken_for_a_wildcard_and_deny_wins() -> None:
-    assert not iot_policy.allows(OWN, "iot:Publish", "f/d2/status", iot_policy.Principal("*", ("*",)))
-    never = [*OWN, {"Statement": [{"Effect": "Deny", "Action": "iot:Publish", "Resource": "*"}]}]
-    assert not iot_policy.allows(never, "iot:Publish", "f/d1/status", D1)
+    assert not iot_policy.allows(OWN, "iot:Publish", "topic/f/d2/status", iot_policy.connection("*", ["*"]))
+    never = {"Effect": "Deny", "Action": "iot:Publish", "Resource": "*"}
+    never_own = {"Statement": [*OWN["Statement"], never]}
+    assert not iot_policy.allows(never_own, "iot:Publish", "topic/f/d1/status", D1)
 
 
 def test_what_the_matcher_does_not_understand_it_refuses() -> None:
-    strange = policy(
-        {"Action": "iot:Publish", "Resource": "*", "Condition": {"DateLessThan": {"aws:x": "1"}}}
-    )
+    strange = policy({"Action": "iot:Publish", "Resource": "*", "Condition": {"DateLessThan": {"aws:x": "1"}}})
     with pytest.raises(iot_policy.OutsideSubset):
-        iot_policy.allows(strange, "iot:Publish", "a", D1)
+        iot_policy.allows(strange, "iot:Publish", "topic/a", D1)
     with pytest.raises(iot_policy.OutsideSubset):
         iot_policy.rights(policy({"Action": "iot:Publish", "Resource": f"{ARN}:topic/a*b"}), D1)
 
@@ -179,7 +176,7 @@ def test_the_broker_is_told_what_the_policy_says() -> None:
         ("publishClientSend", "f/d1/status"), ("publishClientReceive", "f/d1/status"),
         ("subscribeLiteral", "f/d1/task"),
     ]  # fmt: skip
-    assert iot_policy.rights(OWN, iot_policy.Principal("d1")) == []
+    assert iot_policy.rights(OWN, iot_policy.connection("d1", [])) == []
 
 
 # Rules

@@ -86,7 +86,8 @@ def fold_round(
     version, release = round.base + 1, 0
     weights = [weight(arrival, settings) for arrival in arrivals]
     fresh = [freshness(arrival, round, settings) for arrival in arrivals]
-    with opened(objects, round, arrivals, weights, model, OPENED if site.latency else 1) as (plain, bases):
+    at_once = OPENED if site.latency else 1
+    with opened(objects, round.run, round.base, arrivals, weights, model, at_once) as (plain, bases):
         sources = [replace(s, factor=f) for s, f in zip(plain, fresh, strict=True)]
         how = method(settings, own, len(sources))
         recipe = Recipe(method=how.chunk, base=round.base, bases=bases)

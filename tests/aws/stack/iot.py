@@ -184,12 +184,12 @@ class Core:
         with self._lock:
             online = dict(self.online)
         for client, name in online.items():
-            if self._allowed("iot:RetainPublish", topic, client, name):
+            if self._allowed("iot:RetainPublish", f"topic/{topic}", client, name):
                 return
         certificates = list(self.registry.certificates.values())  # or it was the last will of one that went
         for one in certificates:
             for thing in one["things"]:
-                if self._allowed("iot:RetainPublish", topic, thing, one["username"]):
+                if self._allowed("iot:RetainPublish", f"topic/{topic}", thing, one["username"]):
                     return
         self.refusals.append(f"iot:RetainPublish {topic}")
 
@@ -239,7 +239,7 @@ class Core:
     def _came(self, client: str, name: str, address: str) -> None:
         if name in ("", username(CORE_ID, CORE)):
             return
-        if not self._allowed("iot:Connect", client, client, name):
+        if not self._allowed("iot:Connect", f"client/{client}", client, name):
             self.refusals.append(f"iot:Connect {client}")
             self._control.submit(self._told_all, self._cutting(name))
             return
@@ -270,22 +270,19 @@ class Core:
         certificate = self.registry.by_username(name)
         if certificate is None:
             return False
-        who = self._principal(client, certificate)
-        return iot_policy.allows(self.registry.documents(certificate), action, what, who)
-
-    def _principal(self, client: str, certificate: dict[str, Any]) -> iot_policy.Principal:
-        return iot_policy.Principal(client, tuple(certificate["things"]), self._region, self._account)
+        document = self.registry.document(certificate)
+        return iot_policy.allows(
+            document, action, what, iot_policy.connection(client, certificate["things"])
+        )
 
     def _rights_changed(self, id: str) -> None:
         """Have the broker keep to what the certificate's policies say now; whoever is connected by it is cut
         off when they say something else."""
         with self.registry.lock:
             certificate = dict(self.registry.certificates[id])
-            documents = self.registry.documents(certificate)
-        lists: list[dict[str, Any]] = []
-        if documents:
-            client = (certificate["things"] or [""])[0]
-            lists = iot_policy.rights(documents, self._principal(client, certificate))
+            document = self.registry.document(certificate)
+        client = (certificate["things"] or [""])[0]
+        lists = iot_policy.rights(document, iot_policy.connection(client, certificate["things"]))
         name, serial = certificate["username"], certificate["serial"]
         known = name in self._told
         commands: list[dict[str, Any]] = []

@@ -54,13 +54,12 @@ class Registry:
         with self.lock:
             return next((one for one in self.certificates.values() if one["username"] == name), None)
 
-    def documents(self, certificate: dict[str, Any]) -> list[dict[str, Any]]:
-        """The policies that are attached to an active certificate."""
+    def document(self, certificate: dict[str, Any]) -> dict[str, Any]:
+        """What an active certificate's policies say together; nothing for one that is not."""
         with self.lock:
-            if certificate["status"] != "ACTIVE":
-                return []
-            policies = self.made["AWS::IoT::Policy"]
-            return [policies[name]["PolicyDocument"] for name in certificate["policies"] if name in policies]
+            made = self.made["AWS::IoT::Policy"]
+            names = certificate["policies"] if certificate["status"] == "ACTIVE" else []
+            return {"Statement": [s for name in names if name in made for s in _statements(made[name])]}
 
     def rules(self) -> list[dict[str, Any]]:
         with self.lock:
@@ -285,3 +284,8 @@ class Registry:
             self._authority.certificate.subject, subject, request.public_key(), serial, FIRST, LAST
         )
         return builder.sign(self._authority.key, hashes.SHA256())
+
+
+def _statements(policy: dict[str, Any]) -> list[dict[str, Any]]:
+    found = policy["PolicyDocument"]["Statement"]
+    return found if isinstance(found, list) else [found]
