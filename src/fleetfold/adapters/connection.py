@@ -66,7 +66,7 @@ class Connection:
         self._id, self._addresses, self._context, self._pauses = client, addresses, context, pauses
         self._in_flight = in_flight
         self.filters: tuple[str, ...] = ()
-        self.heard: Callable[[MQTTMessage, str], None] = lambda message, receipt: None
+        self.heard: Callable[[Any, str], None] = lambda message, receipt: None
         self.changed: Callable[[bool], None] = lambda session: None
         self.lost: Callable[[], None] = lambda: None
         self.will: tuple[str, bytes] | None = None

@@ -27,6 +27,7 @@ from fleetfold.ports import Records, Transfer
 from fleetfold.wiring.faults import faulty
 
 LINK = "fleetfold.wiring.device:link"
+GREENGRASS = "fleetfold.wiring.device:greengrass"
 PLAIN = "FLEETFOLD_AGENT_PLAIN"
 """In the environment, `1`: addresses of this very machine may be in plain text, for doubles of stores."""
 TRANSFER = "fleetfold.wiring.device:transfer"
@@ -50,6 +51,13 @@ def link(own: Bundle) -> MqttLink:
     """The device's end of the bus."""
     connection = Connection(own.device, own.brokers, context(own), in_flight=IN_FLIGHT)
     return MqttLink(connection, own.fleet, own.device, time.monotonic)
+
+
+def greengrass(own: Bundle) -> MqttLink:
+    """The same through the nucleus that started us."""
+    from fleetfold.adapters.greengrass_link import Ipc
+
+    return MqttLink(Ipc(), own.fleet, own.device, time.monotonic)
 
 
 def transfer(
