@@ -212,6 +212,8 @@ def _stand_in(method: str, kind: str, name: str, model: dict[str, Any]) -> None:
         pass
 
 
+cloudformation.ResourceProviderExecutor.deploy_loop.__defaults__ = (config.CFN_PER_RESOURCE_TIMEOUT, 0.25)
+"""Seconds between two looks at a function in the making: five of LocalStack's."""
 _load = cloudformation.ResourceProviderExecutor.try_load_resource_provider
 cloudformation.ResourceProviderExecutor.try_load_resource_provider = staticmethod(
     lambda kind: _of_stand_in(kind) if kind in KINDS else _load(kind)
@@ -240,6 +242,24 @@ def _with_literals(engine: Any) -> None:
 
     engine.visit_node_intrinsic_function_fn_sub = visit_and_unescape
 
+
+_resolve_attribute = preproc.ChangeSetModelPreproc._resolve_attribute
+
+
+def _resolve_attribute_or_not(self: Any, arguments: Any, select_before: bool) -> Any:
+    """It looks also at what is under a condition that does not hold, and there at what else is: real
+    CloudFormation does not. A reference that really dangles cfn-lint finds."""
+    name = (arguments.split(".") if isinstance(arguments, str) else arguments)[0]
+    node = self._get_node_resource_for(name, self._change_set.update_model.node_template)
+    if not preproc.is_nothing(node.condition_reference):
+        condition = self._get_node_condition_if_exists(node.condition_reference.value)
+        holds = self._resolve_condition(condition.name)
+        if not (holds.before if select_before else holds.after):
+            return f"not-made-{name}"
+    return _resolve_attribute(self, arguments, select_before)
+
+
+preproc.ChangeSetModelPreproc._resolve_attribute = _resolve_attribute_or_not
 
 for module, engine in ((preproc, "ChangeSetModelPreproc"), (validator, "ChangeSetModelValidator")):
     module.re = _Findall()
