@@ -17,6 +17,8 @@ from msgspec import Struct
 from fleetfold.adapters.boto import Declined, Service
 from fleetfold.errors import BadConfig, Unavailable
 
+_NO_PLAN = ("ValidationError", "ChangeSetNotFound", "ChangeSetNotFoundException")
+_NOT_NOW = ("InvalidChangeSetStatus", "InvalidChangeSetStatusException")
 Action = Literal["add", "modify", "remove", "replace", "perhaps replace"]
 DATA = ("AWS::S3::Bucket", "AWS::DynamoDB::Table")
 """Types of resources in which there is what nobody can make again."""
@@ -92,8 +94,9 @@ class Standing(Struct, frozen=True):
 class Stacks(Protocol):
     """CloudFormation, or what stands in for it."""
 
-    def standing(self, stack: str) -> Standing | None:
-        """None: there is no such stack."""
+    def look(self, stack: str, after: str = "") -> tuple[Standing | None, list[Happening]]:
+        """How it stands (None: there is no such stack), and what happened before that and since the event
+        `after` ("": since the newest thing that was begun), in order."""
 
     def propose(self, stack: str, template: str, parameters: Mapping[str, str | None], new: bool) -> Plan:
         """`template`: its URL; a parameter that is None stays as it is. The same twice is one plan."""
@@ -101,8 +104,8 @@ class Stacks(Protocol):
     def execute(self, plan: Plan) -> None:
         """Begin to do it; not heard if it has begun."""
 
-    def happenings(self, stack: str, after: str) -> list[Happening]:
-        """Of this stack since the event `after` ("": since the newest thing that was begun), in order."""
+    def withdraw(self, plan: Plan) -> None:
+        """The plan will not be executed."""
 
     def delete(self, stack: str) -> None:
         """Begin to; not heard if there is none."""
@@ -115,7 +118,11 @@ class CloudFormation:
         self._service = Service(client, "CloudFormation", sleep=sleep)
         self._sleep = sleep
 
-    def standing(self, stack: str) -> Standing | None:
+    def look(self, stack: str, after: str = "") -> tuple[Standing | None, list[Happening]]:
+        standing = self._standing(stack)  # before the events: what ended it is among them then
+        return standing, self._happenings(stack, after)
+
+    def _standing(self, stack: str) -> Standing | None:
         try:
             answer = self._service.ask("describe_stacks", expected=["ValidationError"], StackName=stack)
         except Declined:
@@ -150,11 +157,11 @@ class CloudFormation:
     def execute(self, plan: Plan) -> None:
         try:
             self._service.ask(
-                "execute_change_set", expected=["InvalidChangeSetStatus", "InvalidChangeSetStatusException"],
+                "execute_change_set", expected=[*_NO_PLAN, *_NOT_NOW],
                 StackName=plan.stack, ChangeSetName=plan.name,
             )  # fmt: skip
         except Declined as declined:
-            found = self.standing(plan.stack)
+            found = self._standing(plan.stack)
             if found is None or not found.busy:
                 raise Unavailable(
                     f"the plan for {plan.stack} is out of date: {_said(declined)}",
@@ -162,21 +169,19 @@ class CloudFormation:
                 ) from None
 
     def withdraw(self, plan: Plan) -> None:
-        """The plan will not be executed."""
         for _ in range(int(PLANNING / LOOK)):
             try:
                 self._service.ask(
-                    "delete_change_set", expected=["ValidationError", "ChangeSetNotFound", "ChangeSetNotFoundException",
-                                                   "InvalidChangeSetStatus", "InvalidChangeSetStatusException"],
+                    "delete_change_set", expected=[*_NO_PLAN, *_NOT_NOW],
                     StackName=plan.stack, ChangeSetName=plan.name,
                 )  # fmt: skip
             except Declined as declined:
-                if declined.code.startswith("InvalidChangeSetStatus"):  # in the making
+                if declined.code in _NOT_NOW:  # in the making
                     self._sleep(LOOK)
                     continue
             return
 
-    def happenings(self, stack: str, after: str) -> list[Happening]:
+    def _happenings(self, stack: str, after: str) -> list[Happening]:
         found: list[Happening] = []
         token: dict[str, str] = {}
         while True:
@@ -262,8 +267,7 @@ def followed(
     and what failed first."""
     first: Happening | None = None
     while True:
-        found = stacks.standing(stack)  # before the events: those that are still to come are then seen too
-        news = stacks.happenings(stack, after)
+        found, news = stacks.look(stack, after)
         if news:
             after = news[-1].id
             show(news)
