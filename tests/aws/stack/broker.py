@@ -66,11 +66,13 @@ class Broker:
             [program, "-c", str(config)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )  # fmt: skip
-        threading.Thread(target=self._follow, daemon=True).start()
+        self._follower = threading.Thread(target=self._follow, daemon=True)
+        self._follower.start()
 
     def stop(self) -> None:
         if self._process is not None:
             stop(self._process)
+            self._follower.join()
             assert self._process.stdout is not None
             self._process.stdout.close()
 
