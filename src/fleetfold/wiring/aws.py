@@ -11,6 +11,7 @@ from typing import Protocol
 
 from msgspec import Struct
 
+from fleetfold.fold.plan import LAMBDA, Site
 from fleetfold.ledger import Ledger
 from fleetfold.messages import Command, Grant
 from fleetfold.ports import Alarm, Control, Letter, Objects, Records, Signer, Uploads
@@ -32,8 +33,8 @@ class FleetBus(Control, Protocol):
 
 
 class Cloud(Struct, frozen=True, kw_only=True):
-    """What a function has of the world. `bus`: of a turn, with its letters; `folders`: shards that a fold is
-    cut into at most; `clock`: seconds since the epoch; `ignored` hears what is passed over, and why,
+    """What a function has of the world. `bus`: of a turn, with its letters; `site`: what a fold has
+    here; `clock`: seconds since the epoch; `ignored` hears what is passed over, and why,
     `troubled` of what failed and is tried again, `measured` of each round that has ended."""
 
     records: Records
@@ -44,7 +45,7 @@ class Cloud(Struct, frozen=True, kw_only=True):
     workflow: Workflow
     bus: Callable[[Sequence[Letter]], FleetBus]
     clock: Callable[[], float] = time.time
-    folders: int = 40
+    site: Site = LAMBDA
     ignored: Callable[[str], None] = lambda reason: None
     troubled: Callable[[str], None] = lambda sentence: None
     measured: Callable[[str, Row], None] = lambda run, row: None
