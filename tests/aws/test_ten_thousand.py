@@ -36,6 +36,7 @@ from fleetfold.ports import Control, Letter, Records
 from fleetfold.round.state import Phase, Round
 from fleetfold.settings import Settings
 from tests.aws.conftest import Aws
+from tests.aws.weather import LOST, SENT, THROTTLED, UNREACHED, Weather
 from tests.world import Walk
 
 AT_ONCE = 5
@@ -193,3 +194,21 @@ def test_of_very_many_arrivals_none_is_lost_and_the_round_closes_once(
     assert sum(bool(round.outbox) for round in watched.rounds) == 1
     assert watched.largest <= MOST
     assert watched.lost * 10 <= len(watched.rounds)
+
+
+def test_arrivals_are_as_many_where_one_write_in_four_is_refused_or_its_answer_lost(
+    aws: Aws, clients: list[Any]
+) -> None:
+    fleet, watched, table = Fleet(200), Watched(), aws.table()
+    fleet.move(DynamoRecords(clients[0], table))
+    chance = random.Random(3)
+    for client in clients:
+        fates = [chance.choice([THROTTLED, LOST, UNREACHED, *[SENT] * 9]) for _ in range(500)]
+        Weather(client).ahead = {"PutItem": fates}
+    brought_at_once(fleet, watched, clients, table, arriving(fleet, 10))
+    ledger = Ledger(DynamoRecords(aws.client("dynamodb"), table))
+    found = ledger.round("r", 1)
+    assert found is not None
+    assert found[0].arrived == frozenset(range(200))
+    assert {arrival.state for arrival in ledger.arrivals(ROUND).values()} == {"admitted"}
+    assert fleet.asked == [sorted(fleet.names)]
