@@ -151,7 +151,8 @@ class Service:
 
 
 def together(work: Callable[[_T], _R], items: Iterable[_T]) -> list[_R]:
-    """`work` on each, some at once, in their order. The first error is passed on when all have ended."""
+    """`work` on each, some at once, in their order. After an error no more are begun, and
+    it is passed on when those at work have ended."""
     waiting = list(items)
     if len(waiting) < 2:
         return list(map(work, waiting))
