@@ -124,7 +124,9 @@ class Execution:
         self._tries.clear()
         for catcher in state.get("Catch", []):
             if _matches(error, catcher["ErrorEquals"]):
-                self.data = _put(self.data, catcher["ResultPath"], {"Error": error.name, "Cause": error.cause})
+                self.data = _put(
+                    self.data, catcher["ResultPath"], {"Error": error.name, "Cause": error.cause}
+                )
                 self._to(catcher["Next"])
                 return
         self.ended = f"FAILED in {self.state}: {error}"

@@ -145,7 +145,9 @@ class Platform:
                 return
             if not self._happens():
                 self._sleep()
-        raise AssertionError(f"it goes on and on: {self.run()} {list(self.executions.values())[-1].visited[-9:]}")
+        raise AssertionError(
+            f"it goes on and on: {self.run()} {list(self.executions.values())[-1].visited[-9:]}"
+        )
 
     def _happens(self) -> bool:
         happened = any([each.advance() for each in list(self.executions.values())])
@@ -282,7 +284,12 @@ class Platform:
         self._queue("status", {"device": device, "word": word, "said": said})
 
     def lifecycle(self, device: str, event: str, at: float, session: int) -> None:
-        about = {"clientId": device, "timestamp": int(at * 1000), "eventType": event, "versionNumber": session}
+        about = {
+            "clientId": device,
+            "timestamp": int(at * 1000),
+            "eventType": event,
+            "versionNumber": session,
+        }
         self._queue("status", {"lifecycle": about})
 
     def _queue(self, name: str, body: Any) -> None:

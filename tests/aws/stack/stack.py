@@ -186,10 +186,12 @@ class Stack:
 
     def _launch(self, python: Path, runtime: Path) -> None:
         here = Path(__file__).parent
-        environment = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
+        environment = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+        scratch = self.folder / "tmp"
+        scratch.mkdir(exist_ok=True)
         environment |= {
             "GATEWAY_LISTEN": self.url.removeprefix("http://"),
-            "FILESYSTEM_ROOT": str(self.folder / "localstack"),
+            "TMPDIR": str(scratch), "FILESYSTEM_ROOT": str(self.folder / "localstack"),
             "SKIP_SSL_CERT_DOWNLOAD": "1", "DISABLE_EVENTS": "1", "DNS_ADDRESS": "0",
             "S3_SKIP_SIGNATURE_VALIDATION": "0", "LOCALSTACK_HOST": self.url.removeprefix("http://"),
             "LAMBDA_RETRY_BASE_DELAY": "1", "LAMBDA_EVENT_SOURCE_MAPPING_POLL_INTERVAL_SEC": "0.1",
