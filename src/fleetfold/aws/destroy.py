@@ -92,7 +92,8 @@ def destroy(
         _ask_away(
             service, "delete_table", ("ResourceNotFoundException", "ResourceInUseException"), TableName=table
         )
-        account.clients["dynamodb"].get_waiter("table_not_exists").wait(TableName=table)
+        waiter = account.clients["dynamodb"].get_waiter("table_not_exists")
+        waiter.wait(TableName=table, WaiterConfig={"Delay": 2, "MaxAttempts": 150})
         say(f"deleted table {table}")
     for bucket in _buckets(account, stack):
         emptied(account, bucket, lambda key: models or not _MODEL.match(key))
