@@ -108,11 +108,11 @@ def destroy(
         say(f"deleted bucket {bucket}")
 
 
-def emptied(account: Account, bucket: str, gone: Callable[[str], bool]) -> None:
-    """Delete every version of those keys, and what was being uploaded."""
+def emptied(account: Account, bucket: str, gone: Callable[[str], bool], prefix: str = "") -> None:
+    """Delete every version of those keys, and what was being uploaded; all of it below `prefix`."""
     service = account.service("s3", f"bucket {bucket}")
     batch: list[dict[str, str]] = []
-    for page in _pages(account, "s3", "list_object_versions", Bucket=bucket):
+    for page in _pages(account, "s3", "list_object_versions", Bucket=bucket, Prefix=prefix):
         found = [*page.get("Versions", []), *page.get("DeleteMarkers", [])]
         batch += [{"Key": o["Key"], "VersionId": o["VersionId"]} for o in found if gone(o["Key"])]
         while len(batch) >= BATCH:
@@ -120,7 +120,7 @@ def emptied(account: Account, bucket: str, gone: Callable[[str], bool]) -> None:
             batch = batch[BATCH:]
     if batch:
         _delete(service, bucket, batch)
-    for page in _pages(account, "s3", "list_multipart_uploads", Bucket=bucket):
+    for page in _pages(account, "s3", "list_multipart_uploads", Bucket=bucket, Prefix=prefix):
         for upload in page.get("Uploads", []):
             _ask_away(
                 service, "abort_multipart_upload", ("NoSuchUpload",),
