@@ -9,17 +9,28 @@ wanted is told by the message's own remaining time, or by the broker's silence.
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from msgspec import Struct
-from paho.mqtt.client import MQTTMessage
+from msgspec.structs import replace
 from paho.mqtt.packettypes import PacketTypes
 
 from fleetfold import layout
-from fleetfold.adapters.connection import Connection, properties
-from fleetfold.errors import Unavailable
-from fleetfold.messages import PROTOCOL, Answer, Ask, Command, Grant, Presence, Report, Task, encode
+from fleetfold.adapters.connection import properties
+from fleetfold.errors import Unavailable, shown
+from fleetfold.messages import (
+    LONGEST,
+    PROTOCOL,
+    Answer,
+    Ask,
+    Command,
+    Grant,
+    Presence,
+    Report,
+    Task,
+    encode,
+)
 
 SURE = 5.0
 """Seconds after which a message that a broker holds for a device has come to it."""
@@ -32,10 +43,28 @@ TO_DEVICES: dict[str, "msgspec.json.Decoder[Any]"] = {
 }
 
 
+class Wire(Protocol):
+    """A `Connection`, or what does the same by another way."""
+
+    filters: tuple[str, ...]
+    heard: Callable[[Any, str], None]
+    changed: Callable[[bool], None]
+    lost: Callable[[], None]
+    will: tuple[str, bytes] | None
+    address: str
+    why: str
+    connected: bool
+
+    def start(self) -> None: ...
+    def close(self, *, will: bool = False) -> None: ...
+    def post(self, topic: str, payload: bytes, retain: bool, about: Any = None) -> None: ...
+    def acknowledge(self, receipt: str) -> None: ...
+
+
 class MqttLink:
     """The device's end: `Link` for one device, and what else it has to say and to hear."""
 
-    def __init__(self, connection: Connection, fleet: str, device: str, timer: Callable[[], float]) -> None:
+    def __init__(self, connection: Wire, fleet: str, device: str, timer: Callable[[], float]) -> None:
         self._connection, self._fleet, self._device, self._timer = connection, fleet, device, timer
         self._lock, self._granting = threading.Lock(), threading.Condition()
         self._news = threading.Event()
@@ -147,7 +176,7 @@ class MqttLink:
     def _publish(self, word: str, message: Struct, *, retain: bool = False, id: str = "") -> None:
         about = properties(PacketTypes.PUBLISH, **({"CorrelationData": id.encode()} if id else {}))
         topic = layout.topic(self._fleet, self._device, word)
-        self._connection.post(topic, encode(message), retain, about)
+        self._connection.post(topic, _fitting(message), retain, about)
 
     # In the connection's thread
 
@@ -161,14 +190,14 @@ class MqttLink:
             self._publish("presence", presence, retain=True)
         self.wake()
 
-    def _heard(self, message: MQTTMessage, receipt: str) -> None:
+    def _heard(self, message: Any, receipt: str) -> None:
         word = message.topic.rpartition("/")[2]
         if word in TO_DEVICES:
             self._take(word, message)
         self._connection.acknowledge(receipt)
         self.wake()
 
-    def _take(self, word: str, message: MQTTMessage) -> None:
+    def _take(self, word: str, message: Any) -> None:
         if word == "task" and not message.payload:
             with self._lock:
                 self._withdrawn = self._withdrawn or self._current is not None
@@ -197,6 +226,20 @@ class MqttLink:
                 case _:
                     if len(self._commands) < QUEUED:
                         self._commands[said.id] = said
+
+
+def _fitting(message: Struct) -> bytes:
+    """What nobody would take in, said shorter: at a broker with a limit it would end the connection, and
+    then again, since an answer that was not heard is given again."""
+    payload = encode(message)
+    if len(payload) <= LONGEST:
+        return payload
+    if isinstance(message, Answer) and message.state == "done":
+        reason = f"the answer has {len(payload)} bytes, a message at most {LONGEST}"
+        message = Answer(id=message.id, device=message.device, state="failed", reason=reason)
+    elif isinstance(message, Report | Answer | Presence):
+        message = replace(message, reason=shown(message.reason))
+    return encode(message)
 
 
 def _about(message: Ask | Grant) -> tuple[str, int, str, int, int]:

@@ -48,7 +48,7 @@ def machine(*, coordinator: bool = False) -> Data:
 
     Input: {"run", "rounds"?: how many to train, "patience"?: whole seconds to wait for the first, at least 1,
     "coordinator"?: true to have a long-lived process drive the run}. `Open` is told how many rounds are yet
-    to be trained, with the one that is open.
+    to be trained, with the one that is due.
     """
     first = "Coordinated" if coordinator else "Open"
     states = {
@@ -77,7 +77,12 @@ def machine(*, coordinator: bool = False) -> Data:
             "Resource": "arn:${Partition}:states:::lambda:invoke.waitForTaskToken",
             "Parameters": {
                 "FunctionName": "${Initiate}",
-                "Payload": {"run.$": "$.run", "rounds.$": "$.count.rounds", "token.$": "$$.Task.Token"},
+                "Payload": {
+                    "run.$": "$.run",
+                    "rounds.$": "$.count.rounds",
+                    "token.$": "$$.Task.Token",
+                    "execution.$": "$$.Execution.Name",
+                },
             },
             "TimeoutSecondsPath": "$.patience",
             "ResultPath": "$.standing",
@@ -90,7 +95,7 @@ def machine(*, coordinator: bool = False) -> Data:
             "Choices": [
                 {**_is("phase", "folding"), "Next": "Cut"},
                 {"And": [_is("phase", "next"), _is("kind", "train")], "Next": "Trained"},
-                {**_is("phase", "next"), "Next": "Patience"},
+                {**_is("phase", "next"), "Next": "Enough"},
                 {**_is("phase", "ended"), "Next": "Ended"},
                 {"Variable": "$.standing.reason", "IsPresent": True, "Next": "Failed"},
             ],
@@ -134,7 +139,17 @@ def machine(*, coordinator: bool = False) -> Data:
         "Trained": {**_count(rounds=-1), "Next": "Enough"},
         "Enough": {
             "Type": "Choice",
-            "Choices": [{"Variable": "$.count.rounds", "NumericLessThanEquals": 0, "Next": "Ended"}],
+            "Comment": "A model that is to be evaluated is, before an execution of so many rounds ends.",
+            "Choices": [
+                {
+                    "And": [
+                        {"Variable": "$.standing.due", "IsPresent": True},
+                        _is("due", "evaluate"),
+                    ],
+                    "Next": "Patience",
+                },
+                {"Variable": "$.count.rounds", "NumericLessThanEquals": 0, "Next": "Ended"},
+            ],
             "Default": "Patience",
         },
         "Patience": {

@@ -202,7 +202,7 @@ def _stands(cloud: Cloud, name: str, over: tuple[int, Kind]) -> Standing | None:
                 shards=list(range(plan.shards)), patience=patience, reason=round.reason,
             )  # fmt: skip
     if (run.round, run.kind) != over:
-        return Standing(run=name, phase="next", round=number, kind=kind, patience=patience)
+        return Standing(run=name, phase="next", round=number, kind=kind, due=run.kind, patience=patience)
     return None
 
 

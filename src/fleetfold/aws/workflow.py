@@ -36,6 +36,7 @@ class Standing(Struct, frozen=True, kw_only=True):
     phase: PhaseOfRun
     round: int
     kind: Kind = "train"
+    due: Kind = "train"  # of phase "next": what the next round is for
     fold: str = ""  # digest of the plan
     shards: list[int] = []
     patience: int = int(SHORTEST)
