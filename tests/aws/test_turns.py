@@ -137,12 +137,12 @@ def test_one_more_round_is_one_more_round() -> None:
 def test_an_execution_gives_a_run_more_to_do_once() -> None:
     platform = lived(Platform(rounds=1))
     for _ in range(3):
-        platform.invoke("initiate", {"run": "r", "rounds": 1, "token": "t", "execution": "e"})
+        platform.invoke("initiate", {"run": "r", "rounds": 1, "token": "t", "execution": "x"})
     assert platform.run().settings.rounds == 2
-    platform.start("another")
+    platform.start("y")
     platform.live()
     assert platform.run().round == 2
-    platform.invoke("initiate", {"run": "r", "rounds": 1, "token": "u", "execution": "e"})
+    platform.invoke("initiate", {"run": "r", "rounds": 1, "token": "u", "execution": "x"})
     assert platform.run().settings.rounds == 2, "its first state timed out just as the run ended"
 
 
