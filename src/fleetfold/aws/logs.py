@@ -78,7 +78,7 @@ def _all(logs: Service, stack: Stack, run: str, since: float) -> Iterator[tuple[
 def is_of(run: str, line: Line, text: str) -> bool:
     """Whether the line is about that run, or about a function that was killed at whatever it did."""
     if line.more:
-        return run == line.more.get("run", run if run in text else "")
+        return bool(line.more.get("run", run if run in text else "") == run)
     return any(word in text for word in (run, *DEATHS))
 
 
