@@ -42,7 +42,7 @@ class FleetBus(Control, Protocol):
 
 
 class Cloud(Struct, frozen=True, kw_only=True):
-    """What a function has of the world. `bus`: with the letters that one call brought; `site`: what a fold has
+    """What a function has of the world. `bus`: with the letters of one call; `site`: what a fold has
     here; `turn`: at a round that many report to at once; `clock`: seconds since the epoch. `ignored` hears
     what is passed over, and why, `troubled` of what failed and is tried again, `measured` of each round that
     has ended."""
