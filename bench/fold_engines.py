@@ -60,7 +60,7 @@ def fleetfold(folder: Path, threads: int = 2, kernel: str = "") -> Callable[[], 
     which = kernels.NUMPY if kernel else kernels.KERNEL
 
     def run() -> None:
-        with opened(objects, round, arrivals, weights, model) as (sources, bases):
+        with opened(objects, round.run, round.base, arrivals, weights, model) as (sources, bases):
             chunks = fold_shard(sources, model, None, Recipe(bases=bases), threads=threads, kernel=which)
             objects.put("out.safetensors", chain([write_header(model.layout, b"{}")], chunks))
 

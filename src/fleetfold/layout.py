@@ -121,6 +121,15 @@ def cohort(round: str, digest: str) -> str:
     return f"{round}/cohort-{digest}.json"
 
 
+def fold(round: str) -> str:
+    """The record of how the round's updates are folded, where that is done in parts."""
+    return f"{round}/fold"
+
+
+def fold_plan(round: str, digest: str) -> str:
+    return f"{round}/fold-{digest}.json"
+
+
 def arrival(round: str, device: str) -> str:
     return f"{arrivals(round)}{device}"
 

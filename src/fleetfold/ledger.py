@@ -3,6 +3,7 @@
 runs/{run}                                the run            changed by compare-and-set
 runs/{run}/rounds/{n}                     the round          changed by compare-and-set
 runs/{run}/rounds/{n}/arrivals/{device}   one arrival each
+runs/{run}/rounds/{n}/fold                how its updates are folded, where others do it
 runs/{run}/releases/{n}                   one private release each, never changed
 fleet/{device}                            the registry
 """
@@ -64,11 +65,24 @@ class Release(Struct, frozen=True, kw_only=True):
     next_clip: float  # of the round after, from a count that has noise on it
 
 
+class Folding(Struct, frozen=True, kw_only=True):
+    """The plan by which a round's updates are folded now. A later one is of fewer updates."""
+
+    plan: str  # its digest
+    updates: str  # digest of the set that it folds
+    count: int  # of them
+    model: str  # key of the object that is made
+    shards: int = 0  # that are folded apart; 0: it is not cut
+    upload: str = ""
+    size: int = 0  # bytes of the object
+
+
 _RUN = msgspec.json.Decoder(Run)
 _ROUND = msgspec.json.Decoder(Round)
 _ARRIVAL = msgspec.json.Decoder(Arrival)
 _DEVICE = msgspec.json.Decoder(Device)
 _RELEASE = msgspec.json.Decoder(Release)
+_FOLDING = msgspec.json.Decoder(Folding)
 
 
 class Ledger:
@@ -144,9 +158,23 @@ class Ledger:
         """Whether it is the first of its number."""
         return self._records.swap(layout.release(run, release.number), encode(release), expect=0)
 
+    def folding(self, round: str) -> tuple[Folding, int] | None:
+        """How the round with that key is folded, and the record's version."""
+        return _typed(_FOLDING, self._records.get(layout.fold(round)))
+
+    def save_folding(self, round: str, folding: Folding, expect: int) -> bool:
+        return self._records.swap(layout.fold(round), encode(folding), expect)
+
     def fleet(self) -> list[Device]:
         """The registry, by name."""
         return [_DEVICE.decode(record.value) for _, record in self._records.scan(layout.FLEET)]
+
+    def recent(self, count: int) -> list[Device]:
+        """So many of the registry, by when they were last seen, the latest first."""
+        newest = getattr(self._records, "newest", None)  # of a table that has an index of them
+        if newest is not None:
+            return [_DEVICE.decode(record.value) for _, record in newest(layout.FLEET, count)]
+        return sorted(self.fleet(), key=lambda device: -device.last_seen)[:count]
 
     def devices(self, names: Iterable[str]) -> list[Device]:
         """Entries of the registry, of those of `names` that are in it."""

@@ -4,6 +4,7 @@
     Records   small, compare-and-set       Link      the device's end of the bus
     Alarm     wakes a round up             Transfer  the device's way to objects
     Signer    gives addresses of objects that say by themselves what they allow
+    Uploads   objects made of parts that several put
 
 Every adapter of a port passes the port's contract (tests/contract). None has a default for what is
 atomic. All raise Unavailable, and nothing of their vendor's, when the other side does not answer.
@@ -50,6 +51,25 @@ class Objects(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove it, if it is there."""
+
+
+class Uploads(Protocol):
+    """Objects made of parts that several put, none knowing of the others; seen by nobody before `finish`."""
+
+    def begin(self, key: str) -> str:
+        """Begin an upload of that object. → its id. There may be several; each is finished or abandoned."""
+
+    def put(self, key: str, upload: str, number: int, data: bytes | bytearray) -> None:
+        """Part `number`, from 1 to 10,000: durable on return, and again if it was there. Raises KeyError if
+        the upload is gone."""
+
+    def finish(self, key: str, upload: str, size: int) -> bool:
+        """Make the object of its parts, in the order of their numbers. → whether it is there: it is not while
+        they are not `size` bytes together. Again is the same. Raises KeyError if the upload is gone, and no
+        object of that size is there."""
+
+    def abandon(self, key: str, upload: str) -> None:
+        """Let go of its parts, if it is there: it will never be an object."""
 
 
 class Record(NamedTuple):

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleetfold.fold.fold import CELL
-from fleetfold.fold.plan import LAMBDA, LAPTOP, PART, Site, chunks, plan_fold, stretches
+from fleetfold.fold.plan import CUT, LAMBDA, LAPTOP, PART, Site, chunks, plan_fold, stretches
 from fleetfold.fold.tensors import Header, parse_header, write_header
 from fleetfold.fold.wire import BLOCK, PAGE
 
@@ -41,6 +41,23 @@ def test_every_part_but_the_last_has_5_mib_and_there_are_no_more_than_folders() 
         sizes = [s.stop - s.start for s in found.shards]
         assert all(size >= PART for size in sizes[:-1])
         assert 1 < len(sizes) <= LAMBDA.folders
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["F32", "F16", "I64"]), st.integers(0, 200_000)), min_size=1, max_size=6
+    ),
+    st.integers(1, 40),
+    st.integers(1, 300_000),
+)
+def test_no_shard_but_the_last_is_smaller_than_a_part(
+    tensors: list[tuple[str, int]], folders: int, part: int
+) -> None:
+    header = model(*tensors)
+    site = Site(name="here", bandwidth=1.0, folders=folders, part=part)
+    *most, _ = plan_fold(header, 3, 1, site).shards
+    assert all(shard.stop - shard.start >= part for shard in most)
+    assert len(most) < folders
 
 
 def test_reads_in_flight_cover_the_latency_within_the_memory() -> None:
@@ -87,9 +104,9 @@ def test_shards_and_chunks_cover_every_byte_once_and_are_cut_where_every_codec_m
         assert at == shard.stop
         first = pieces[0] if pieces else None
         if first and first.stretch.is_float and first.offset:
-            assert first.first % PAGE == 0
+            assert first.first % CUT == 0
     assert at == whole
-    assert PAGE % CELL == PAGE % BLOCK == 0
+    assert CUT % CELL == CUT % BLOCK == PAGE % CUT == 0
 
 
 def test_a_model_beyond_4_gib_is_cut_like_any_other() -> None:

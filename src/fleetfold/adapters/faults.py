@@ -14,7 +14,10 @@ from fleetfold.ports import Control, Letter
 
 _T = TypeVar("_T")
 WRITES = frozenset(
-    {"put", "delete", "swap", "put_many", "invite", "acknowledge", "withdraw", "report", "deliver", "wake_at"}
+    {
+        *("put", "delete", "swap", "put_many", "begin", "finish", "abandon"),
+        *("invite", "acknowledge", "withdraw", "report", "deliver", "wake_at", "tell", "grant", "command"),
+    }
 )
 
 

@@ -3,6 +3,7 @@
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator, Sequence
 
+from fleetfold.errors import Unavailable
 from fleetfold.messages import Report, Task
 from fleetfold.ports import Letter, Record
 
@@ -43,6 +44,40 @@ class _Held:
 
     def close(self) -> None:
         pass
+
+
+class MemoryUploads:
+    """Uploads to `objects`. `least`: bytes of each part but the last."""
+
+    def __init__(self, objects: MemoryObjects, *, least: int = 5 << 20) -> None:
+        self._objects, self._least, self._serial = objects, least, 0
+        self.waiting: dict[tuple[str, str], dict[int, bytes]] = {}
+
+    def begin(self, key: str) -> str:
+        self._serial += 1
+        self.waiting[key, str(self._serial)] = {}
+        return str(self._serial)
+
+    def put(self, key: str, upload: str, number: int, data: bytes | bytearray) -> None:
+        self.waiting[key, upload][number] = bytes(data)
+
+    def finish(self, key: str, upload: str, size: int) -> bool:
+        found = self.waiting.get((key, upload))
+        if found is None:
+            if self._objects.size(key) != size:
+                raise KeyError(key)
+            return True
+        parts = [part for _, part in sorted(found.items())]
+        if sum(map(len, parts)) != size or not parts:
+            return False
+        if any(len(part) < self._least for part in parts[:-1]):
+            raise Unavailable(f"{key} cannot be put together: a part is smaller than {self._least} bytes")
+        self._objects.put(key, parts)
+        self.waiting.pop((key, upload), None)
+        return True
+
+    def abandon(self, key: str, upload: str) -> None:
+        self.waiting.pop((key, upload), None)
 
 
 class MemoryRecords:

@@ -8,7 +8,8 @@ is never the same: with it each folder has a key of its own (hiding.py).
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from functools import partial
 from itertools import chain
 from typing import Protocol
@@ -86,7 +87,8 @@ def fold_round(
     version, release = round.base + 1, 0
     weights = [weight(arrival, settings) for arrival in arrivals]
     fresh = [freshness(arrival, round, settings) for arrival in arrivals]
-    with opened(objects, round, arrivals, weights, model, OPENED if site.latency else 1) as (plain, bases):
+    at_once = OPENED if site.latency else 1
+    with opened(objects, round.run, round.base, arrivals, weights, model, at_once) as (plain, bases):
         sources = [replace(s, factor=f) for s, f in zip(plain, fresh, strict=True)]
         how = method(settings, own, len(sources))
         recipe = Recipe(method=how.chunk, base=round.base, bases=bases)
@@ -112,7 +114,8 @@ def fold_round(
         header = write_header(model.layout, msgspec.json.encode(about))
         digest = hashlib.sha256()
         key = layout.model(round.run, version, release)
-        objects.put(key, _hashed(chain([header], passes(recipe)), digest.update))
+        with closing(passes(recipe)) as folded:
+            objects.put(key, _hashed(chain([header], folded), digest.update))
     return Made(key, digest.hexdigest(), release)
 
 
@@ -129,8 +132,10 @@ def release_of(model: Header) -> int:
     return msgspec.json.decode(model.metadata, type=ModelHeader).release
 
 
-def _passes(site: Site, sources: Sequence[Source], model: Header, recipe: Recipe) -> Iterator[memoryview]:
-    how = plan_fold(model, len(sources), 0, site)
+def _passes(
+    site: Site, sources: Sequence[Source], model: Header, recipe: Recipe
+) -> Generator[memoryview, None, None]:
+    how = plan_fold(model, len(sources), model.size - model.begin, site)
     for shard in how.shards:
         yield from fold_shard(
             sources, model, shard, recipe, threads=how.threads, depth=how.depth, chunk=how.chunk

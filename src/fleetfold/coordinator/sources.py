@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from functools import lru_cache
+from threading import Lock
 
 from fleetfold import layout
 from fleetfold.fold.codecs import Read
@@ -16,8 +17,7 @@ from fleetfold.fold.recipe import Source, Unfit
 from fleetfold.fold.tensors import PREFIX, Header, header_length, parse_header
 from fleetfold.fold.wire import Wire
 from fleetfold.ledger import Arrival
-from fleetfold.ports import Objects, read_on
-from fleetfold.round.state import Round
+from fleetfold.ports import Objects, Reader, read_on
 
 OPEN = 256
 """Updates whose files are all held open while they are folded."""
@@ -28,16 +28,19 @@ GONE = "is no longer the file that was admitted"
 
 @contextmanager
 def opened(
-    objects: Objects, round: Round, arrivals: Sequence[Arrival], weights: Sequence[float], model: Header,
-    at_once: int = 1,
+    objects: Objects, run: str, base: int, arrivals: Sequence[Arrival], weights: Sequence[float],
+    model: Header, at_once: int = 1, *, lazily: bool = False,
 ) -> Iterator[tuple[list[Source], Mapping[int, Read]]]:  # fmt: skip
-    """The arrivals as sources, in their order, and the models that they were trained from, with the round's
-    own, by version; `at_once`: so many are opened at a time. Raises Unfit."""
+    """The arrivals as sources, in their order, and the models of the run that they were trained from, with
+    version `base`, by version; `at_once`: so many are opened at a time. Raises Unfit. `lazily`: each is
+    opened when it is first read, `model` is the header of version `base`, and all read many at once."""
     wires = lru_cache(maxsize=None)(lambda form: Wire(model, form))
     with ExitStack() as stack:
-        files = _Files(objects, stack, hold=len(arrivals) <= OPEN)
-        versions = {round.base, *(arrival.base for arrival in arrivals)}
-        bases = {version: files.model(round.run, version) for version in versions}
+        files = _Files(objects, stack, hold=len(arrivals) <= OPEN, lazily=lazily)
+        versions = {base, *(arrival.base for arrival in arrivals)}
+        bases = {version: files.model(run, version) for version in versions}
+        if lazily:
+            bases[base] = files.read(layout.model(run, base), model.begin)
 
         def source(arrival: Arrival, weight: float) -> Source:
             return _source(files, arrival, wires(arrival.form), weight)
@@ -62,22 +65,29 @@ def header_of(objects: Objects, key: str) -> Header:
 
 class _Files:
     """Files of tensors, read from where their tensors begin. `hold`: each is kept open until the fold is
-    done; else it is opened for each read, for no process may have 10,000 of them."""
+    done; else it is opened for each read, for no process may have 10,000 of them. `lazily`: it is opened when
+    it is first read, by one thread of many."""
 
-    def __init__(self, objects: Objects, stack: ExitStack, *, hold: bool) -> None:
-        self._objects, self._stack, self._hold = objects, stack, hold
+    def __init__(self, objects: Objects, stack: ExitStack, *, hold: bool, lazily: bool) -> None:
+        self._objects, self._stack, self._hold, self._lazily = objects, stack, hold, lazily
         self.held: dict[str, tuple[int, int]] = {}  # those that are files: open, and where tensors begin
 
     def read(self, key: str, begin: int) -> Read:
-        """Raises KeyError if it is to be held and is not there, or when it is read and is not there."""
-        if self._hold:
-            held = self._stack.enter_context(closing(self._objects.open(key)))
-            if held.file is not None:
-                self.held[key] = (held.file, begin)
+        """Raises KeyError if it is to be opened and is not there, or when it is read and is not there."""
+        opening = Lock()
+
+        @lru_cache(maxsize=1)
+        def held() -> Reader:
+            return self._stack.enter_context(closing(self._objects.open(key)))
+
+        if self._hold and not self._lazily and (file := held().file) is not None:
+            self.held[key] = (file, begin)
 
         def read(place: int, into: memoryview) -> None:
             if self._hold:
-                done = held.read(begin + place, into)
+                with opening:
+                    reader = held()
+                done = reader.read(begin + place, into)
             else:
                 with closing(self._objects.open(key)) as reader:
                     done = reader.read(begin + place, into)

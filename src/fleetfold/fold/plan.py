@@ -2,8 +2,8 @@
 
     model ─▶ stretches (one dtype, the same updates) ─▶ shards (parts of an upload) ─▶ chunks (one read each)
 
-Cuts lie where a multiple of PAGE floats of the model ends, wherever tensors do: blocks, pages and cells of
-every codec and measure lie whole in one shard. What is cut changes no byte of what is folded.
+Cuts lie where a multiple of CUT floats of the model ends, wherever tensors do: blocks and cells of every
+codec and measure lie whole in one shard. What is cut changes no byte of what is folded.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,9 +16,13 @@ from fleetfold.fold.wire import PAGE, Wire
 
 CHUNK = 1 << 17
 """Elements of a chunk where reading is as quick as memory: what a few rows of it take stays in the cache."""
+CUT = 1 << 14
+"""Floats between two places where a model may be cut: few, so that all folders have as much to do."""
 BATCH = 256
 """Updates whose sum in 64 bits is one piece of work. It depends on nothing, so that the order of rounding
 depends on the order of updates alone."""
+READ = 1 << 20
+"""Bytes of one read from a store, about."""
 PART = 5 << 20
 """Bytes that each part of an upload to S3 must have, but the last."""
 
@@ -101,9 +105,11 @@ class Site(Struct, frozen=True, kw_only=True):
 
 
 LAPTOP = Site(name="one machine", bandwidth=8e9, threads=2)
-LAMBDA = Site(name="Lambda and S3", bandwidth=57e6, latency=0.03, folders=40, memory=256 << 20, part=PART)
-"""57 MB/s a function, one read after another: 20 updates of 512 MB in 180 s (Barrak, "Shard the Gradient,
-Scale the Model", arXiv 2604.22072, 2026, its replication package)."""
+LAMBDA = Site(name="Lambda and S3", bandwidth=60e6, latency=0.03, folders=40, memory=32 << 20, part=PART)
+"""60 MB/s a function, which is what one read after another has been seen to bring: 20 updates of 512.3 MiB
+in 180 s, a quarter of 20 of 2,952.7 MiB in 255 s (Barrak, "Shard the Gradient, Scale the Model", arXiv
+2604.22072, 2026, its replication package). Memory: of a function of 256 MB, of which Python and its libraries
+take half."""
 
 
 class Plan(Struct, frozen=True, kw_only=True):
@@ -129,19 +135,18 @@ def plan_fold(model: Header, updates: int, size: int, site: Site) -> Plan:
     whole = sum(t.stop - t.start for t in model.tensors)
     most = max(1, whole // site.part if site.part else 1)
     wanted = min(site.folders, most)
-    shards = _cut(model, whole, wanted)
+    shards = _cut(model, whole, wanted, site.part)
     chunk, depth = CHUNK, 1
     share = size / max(1, whole)
     largest = max((shard.stop - shard.start for shard in shards), default=0)
     if site.latency:
-        # Reads of a few MB: their latency is then a small part of what each takes.
+        # Large enough that few are asked for, small enough that many are held: some are under way while
+        # others wait for their first byte.
         chunk = PAGE
-        while (
-            chunk < 1 << 21 and 4 * chunk < largest and 4 * chunk * share < 2 * site.latency * site.bandwidth
-        ):
+        while chunk < 1 << 21 and 4 * chunk < largest and 4 * chunk * share < READ:
             chunk *= 2
         takes = min(4 * chunk, largest) * share / site.bandwidth
-        depth = max(4, min(64, ceil(8 * site.latency / max(takes, 1e-3)), site.memory // (8 * chunk)))
+        depth = max(4, min(64, ceil(5 * site.latency / max(takes, 1e-3)), site.memory // (8 * chunk)))
     each = min(4 * chunk, largest) * share
     read = updates * size
     pieces = sum(1 for s in shards for _ in chunks(stretches(model), s, chunk))
@@ -154,28 +159,28 @@ def plan_fold(model: Header, updates: int, size: int, site: Site) -> Plan:
     )  # fmt: skip
 
 
-def _cut(model: Header, whole: int, wanted: int) -> tuple[Shard, ...]:
-    """About `wanted` shards of about one size."""
-    cuts = [0]
+def _cut(model: Header, whole: int, wanted: int, part: int) -> tuple[Shard, ...]:
+    """At most `wanted` shards of about one size, each of `part` bytes at least but for the last."""
+    cuts, places = [0], stretches(model)
     for k in range(1, wanted):
-        at = _allowed(model, k * whole // wanted)
-        if at > cuts[-1]:
+        at = _allowed(places, max(k * whole // wanted, cuts[-1] + part))
+        if at is not None and at > cuts[-1]:
             cuts.append(at)
     return tuple(Shard(a, b) for a, b in zip(cuts, [*cuts[1:], whole], strict=True))
 
 
-def _allowed(model: Header, at: int) -> int:
-    """The nearest byte from `at` on where a cut may lie, or the end of the model."""
-    for stretch in stretches(model):
+def _allowed(places: Sequence[Stretch], at: int) -> int | None:
+    """The nearest byte from `at` on where a cut may lie, before the end of the model."""
+    for stretch in places:
         if at <= stretch.start:
             return stretch.start
         if at < stretch.stop and stretch.is_float:
             item = DTYPES[stretch.tensor.dtype].itemsize
             floats = stretch.first + -(-(at - stretch.start) // item)
-            cut = stretch.start + (-(-floats // PAGE) * PAGE - stretch.first) * item
+            cut = stretch.start + (-(-floats // CUT) * CUT - stretch.first) * item
             if cut < stretch.stop:
                 return cut
-    return sum(t.stop - t.start for t in model.tensors)
+    return None
 
 
 def _reason(whole: int, shards: int, most: int, site: Site, depth: int, each: float) -> str:
