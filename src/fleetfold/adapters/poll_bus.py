@@ -1,6 +1,6 @@
 """The coordinator's end of a bus without a broker: a box in the records for each device, mail in the bucket.
 
-invite, command, grant ─▶ box (compare-and-set) ─▶ poll/{device}/{life}/{number}.json ─▶ device
+invite, command, grant ─▶ box (compare-and-set) ─▶ mail in the bucket (layout.mail) ─▶ device
 words in the bucket ─▶ hear ─▶ whoever handles what devices say ─▶ renew ─▶ the next mail, fresh addresses
 
 An address is good for as long as its signature is: a device that is silent for longer has to be enrolled

@@ -108,8 +108,8 @@ def created(messages: Iterable[Message], objects: Objects, ignored: Ignored) -> 
     looked = dict[str, bool]()
     for message in messages:
         for key in _keys(message, ignored):
-            if layout.words_of(key):
-                continue  # of a device without a connection: see `words`
+            if key.startswith(layout.POLL):
+                continue  # of devices without a connection: see `words`
             part = layout.part_of(key)
             whole = part[0] if part else key
             report = reported(whole)
