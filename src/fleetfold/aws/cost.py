@@ -25,7 +25,9 @@ from fleetfold.errors import BadConfig
 from fleetfold.fold.plan import LAMBDA, Plan, Shard, plan_fold
 from fleetfold.fold.tensors import Header, bytes_of, parse_header, write_header
 from fleetfold.fold.wire import CODECS, Wire
+from fleetfold.ledger import Arrival, Folding
 from fleetfold.messages import Form
+from fleetfold.round.state import Round
 from fleetfold.settings import Share, count
 
 MIB = 1 << 20
@@ -345,6 +347,27 @@ def _idle(work: Work) -> Iterator[_Count]:
     yield "month", "CloudWatch, dashboard", "dashboard_month", 1
     yield "month", "DynamoDB, records", "dynamodb_gb_month", 1e-5 * work.fleet
     yield "month", "DynamoDB, recovery", "dynamodb_recovery", 1e-5 * work.fleet
+
+
+def cost_of(
+    round: Round, arrivals: Mapping[str, Arrival], model: int, folding: tuple[Folding, int] | None,
+    prices: Prices, *, memory: int = SMALL,
+) -> float:  # fmt: skip
+    """USD of a round that has ended: what the ledger knows of it, the rest by the model. `model`: bytes of
+    the one that was sent; `folding`: how its updates were folded; `memory`: MB of the functions that did."""
+    came = [arrival for arrival in arrivals.values() if arrival.size]
+    folded = max(1, len(round.arrived) + len(round.credits))
+    codecs = [arrival.form.codec for arrival in came]
+    work = Work(
+        model=model, update=sum(a.size for a in came) // max(1, len(came)),
+        codec=max(sorted(set(codecs)), key=codecs.count) if codecs else "full",
+        invited=round.invited, arrived=max(folded, len(came)), fleet=round.invited,
+        fetched=sum(a.took.download is not None for a in came),
+        minutes=max(0.0, round.ended_at - round.opened_at) / 60,
+    )  # fmt: skip
+    shards = folding[0].shards if folding is not None else 0
+    shape = Shape(shards=max(1, shards), memory=memory)
+    return bill(plain(model), work, shape, prices).usd
 
 
 # What to choose

@@ -10,9 +10,13 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from fleetfold.cli.board import plain_table, terminal
+from fleetfold import layout
+from fleetfold.cli.board import dollars, plain_table, terminal
 from fleetfold.errors import BadConfig
+from fleetfold.ledger import Ledger
 from fleetfold.settings import seconds, share, size
+from fleetfold.view import Priced
+from fleetfold.wiring.local import Place
 
 if TYPE_CHECKING:
     from fleetfold.aws.cost import Bill, Prices
@@ -98,6 +102,22 @@ def cost(
         terminal().print(_shown(chosen.bill, chosen.reason, asked, rounds, model_of.PARTS))
 
 
+ON_AWS = "aws.json"
+"""In the folder of a run on AWS: what this machine knows of the stack (wiring.aws)."""
+
+
+def priced(place: Place, ledger: Ledger) -> Priced | None:
+    """What tells the cost of a round of that run, if it is one that is paid for by the round."""
+    if not (place.folder / ON_AWS).exists():
+        return None
+    from fleetfold.aws.cost import cost_of, prices
+
+    asked = prices()
+    return lambda round, arrivals, model: cost_of(
+        round, arrivals, model, ledger.folding(layout.round(round.run, round.number, round.kind)), asked
+    )
+
+
 def _prices(path: Path | None) -> "Prices":
     from fleetfold.aws.cost import prices
 
@@ -143,12 +163,12 @@ def _shown(
     work = bill.work
     about.add_row("model", f"{size(work.model)}; {work.arrived} updates of {size(work.update)}, {work.codec}")
     about.add_row("shape", reason)
-    about.add_row("a round", f"{_dollars(bill.usd)}: " + ", ".join(
-        f"{_dollars(bill.of(part))} {what}" for part, what in parts
+    about.add_row("a round", f"{dollars(bill.usd)}: " + ", ".join(
+        f"{dollars(bill.of(part))} {what}" for part, what in parts
     ))  # fmt: skip
     if rounds > 1:
-        about.add_row(f"{rounds} rounds", _dollars(rounds * bill.usd))
-    about.add_row("a month", f"{_dollars(sum(item.usd for item in bill.month))} while nothing is trained")
+        about.add_row(f"{rounds} rounds", dollars(rounds * bill.usd))
+    about.add_row("a month", f"{dollars(sum(item.usd for item in bill.month))} while nothing is trained")
     about.add_row("seconds", f"{bill.seconds:.3g} from the last update to the model: " + ", ".join(
         f"{step.what} {step.seconds:.2g}" for step in bill.steps
     ))  # fmt: skip
@@ -156,17 +176,15 @@ def _shown(
     items = plain_table("what", "count", "each", "USD a round")
     items.columns[0].justify = "left"
     for part, what in parts:
-        items.add_row(f"[bold]{what}[/]", "", "", f"[bold]{_dollars(bill.of(part))}[/]")
+        items.add_row(f"[bold]{what}[/]", "", "", f"[bold]{dollars(bill.of(part))}[/]")
         for item in bill.items:
             if item.part == part:
                 items.add_row(
-                    f"  {item.what}", _count(item.count), f"{item.usd / item.count:.3g}", _dollars(item.usd)
+                    f"  {item.what}", _count(item.count), f"{item.usd / item.count:.3g}", dollars(item.usd)
                 )
     items.add_row("[bold]a month in which nothing is trained[/]", "", "", "")
     for item in bill.month:
-        items.add_row(
-            f"  {item.what}", _count(item.count), f"{item.usd / item.count:.3g}", _dollars(item.usd)
-        )
+        items.add_row(f"  {item.what}", _count(item.count), f"{item.usd / item.count:.3g}", dollars(item.usd))
     return Group(about, Text(), items)
 
 
@@ -197,10 +215,6 @@ def _check(prices: "Prices", json: bool) -> None:
 
 def _off(said: float, real: float) -> str:
     return f"{said / real - 1:+.0%}"
-
-
-def _dollars(usd: float) -> str:
-    return f"${usd:,.2f}" if usd >= 1 else f"${usd:.3g}" if usd >= 1e-4 else f"${usd:.7f}".rstrip("0")
 
 
 def _count(value: float) -> str:
