@@ -25,6 +25,8 @@ SETTLED: frozenset[State] = frozenset({"delivered", "refused", "failed"})
 """Answers to a task; the other states only tell that it is being worked on."""
 LIMIT = 128 * 1024
 """Bytes of one message, as AWS IoT Core has it."""
+LONGEST = LIMIT // 4
+"""Bytes of what a device says; what is longer is ignored."""
 
 
 class Timings(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -197,8 +199,8 @@ def understood(device: str, word: str, payload: bytes) -> Any:
     """What a device said on the topic of that last word; a `str` says why it means nothing."""
     if word not in _FROM_DEVICES:
         return f"topic of the word {shown(word, 100)}"
-    if len(payload) > LIMIT // 4:
-        return f"{word} of more than {LIMIT // 4} bytes"
+    if len(payload) > LONGEST:
+        return f"{word} of more than {LONGEST} bytes"
     try:
         said = _FROM_DEVICES[word].decode(payload)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

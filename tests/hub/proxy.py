@@ -7,10 +7,13 @@ from contextlib import suppress
 
 
 class Proxy:
-    """`hosts`: name → address. `asked`: what was tunnelled to; `refused`: how often it was not."""
+    """`hosts`: name → address; `ports`: those that lie elsewhere there, the only ones that are let out to, if
+    any are given. `asked`: what was tunnelled to; `refused`: how often it was not."""
 
-    def __init__(self, hosts: dict[str, str], user: str, password: str) -> None:
-        self._hosts = hosts
+    def __init__(
+        self, hosts: dict[str, str], user: str, password: str, ports: dict[int, int] | None = None
+    ) -> None:
+        self._hosts, self._ports = hosts, ports
         self._who = f"Basic {b64encode(f'{user}:{password}'.encode()).decode()}"
         self.asked, self.refused = list[tuple[str, int]](), 0
         self._server = socket.create_server(("127.0.0.1", 0))
@@ -40,12 +43,14 @@ class Proxy:
             method, target, _ = first.split(" ")
             host, _, port = target.rpartition(":")
             known = f"proxy-authorization: {self._who}".lower() in (header.lower() for header in headers)
-            if method != "CONNECT" or not known or host not in self._hosts:
+            let_out = self._ports is None or int(port) in self._ports
+            if method != "CONNECT" or not known or host not in self._hosts or not let_out:
                 self.refused += 1
                 client.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
                 return
             self.asked.append((host, int(port)))
-            with socket.create_connection((self._hosts[host], int(port))) as there:
+            lies = self._ports[int(port)] if self._ports else int(port)
+            with socket.create_connection((self._hosts[host], lies)) as there:
                 client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
                 back = threading.Thread(target=_pour, args=(there, client), daemon=True)
                 back.start()

@@ -1,7 +1,7 @@
 """What lies at the hub's desk, who writes it twice or at once, and what is kept of what devices say."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from fleetfold import layout
 from fleetfold.adapters.memory import MemoryBus, MemoryObjects, MemoryRecords
 from fleetfold.adapters.parted import Parted
 from fleetfold.adapters.sqlite import SqliteRecords
+from fleetfold.coordinator import errands
 from fleetfold.coordinator.registrar import EVERY, WORDS, Registrar
 from fleetfold.errors import BadConfig, Unavailable
 from fleetfold.fold.tensors import write
@@ -78,7 +79,7 @@ def test_of_many_who_queue_and_order_at_once_none_is_lost(tmp_path: Path) -> Non
     def put(number: int) -> None:
         own = SqliteRecords(tmp_path / "hub.db")
         desk.queue(own, f"r-{number}", 0.0)
-        desk.order(own, Command(id=str(number), device="a", what="cancel"), 0.0, 9.0)
+        errands.order(own, Command(id=str(number), device="a", what="cancel"), 0.0, 9.0)
 
     threads = [threading.Thread(target=put, args=(number,)) for number in range(12)]
     for thread in threads:
@@ -87,7 +88,7 @@ def test_of_many_who_queue_and_order_at_once_none_is_lost(tmp_path: Path) -> Non
         thread.join()
     records = SqliteRecords(tmp_path / "hub.db")
     assert sorted(waiting.run for waiting in desk.queued(records)) == sorted(f"r-{n}" for n in range(12))
-    assert {command.id for command in desk.ordered(records, 1.0)} == {str(n) for n in range(12)}
+    assert {command.id for command in errands.ordered(records, 1.0)} == {str(n) for n in range(12)}
 
 
 def test_where_another_always_writes_first_it_is_said() -> None:
@@ -104,40 +105,40 @@ def test_where_another_always_writes_first_it_is_said() -> None:
 
 def ordered(records: MemoryRecords, id: str, device: str = "a", until: float = 10.0) -> Command:
     command = Command(id=id, device=device, what="get", upload=f"commands/{id}.{device}.safetensors")
-    desk.order(records, command, 0.0, until)
+    errands.order(records, command, 0.0, until)
     return command
 
 
 def test_an_answer_is_found_by_who_waits_for_it_and_no_other_device_gives_it(records: MemoryRecords) -> None:
     command = ordered(records, "1")
     forged, real = (Answer(id="1", device=device, state="done") for device in ("b", "a"))
-    assert desk.answered(records, [forged]) == [forged]
-    assert desk.ordered(records, 1.0) == [command]
-    assert desk.answer(records, "1") is None
+    assert errands.answered(records, [forged]) == [forged]
+    assert errands.ordered(records, 1.0) == [command]
+    assert errands.answer(records, "1") is None
     late = Answer(id="1", device="a", state="failed")
-    assert desk.answered(records, [real, late]) == [late], "the first one counts"
-    assert desk.answer(records, "1") == real
-    assert desk.ordered(records, 1.0) == []
-    desk.done(records, "1")
-    assert desk.answer(records, "1") is None
+    assert errands.answered(records, [real, late]) == [late], "the first one counts"
+    assert errands.answer(records, "1") == real
+    assert errands.ordered(records, 1.0) == []
+    errands.done(records, "1")
+    assert errands.answer(records, "1") is None
 
 
 def test_answers_that_nobody_waits_for_leave_nothing(records: MemoryRecords) -> None:
     ordered(records, "1")
-    before = records.get(desk.COMMANDS)
+    before = records.get(errands.COMMANDS)
     strays = [Answer(id=str(n), device="a", state="done", reason="x" * 1000) for n in range(2, 500)]
-    assert desk.answered(records, strays) == strays
-    assert records.get(desk.COMMANDS) == before
+    assert errands.answered(records, strays) == strays
+    assert records.get(errands.COMMANDS) == before
 
 
 def test_nobody_waits_for_ever_and_what_nobody_waits_for_is_forgotten(records: MemoryRecords) -> None:
     command = ordered(records, "1", until=10.0)
-    assert desk.ordered(records, 9.9) == [command]
-    assert desk.ordered(records, 10.0) == []
-    assert desk.expired(records, 9.0) == []
-    assert desk.expired(records, 11.0) == [command]
-    assert desk.files(command) == [command.upload]
-    assert desk.expired(records, 11.0) == []
+    assert errands.ordered(records, 9.9) == [command]
+    assert errands.ordered(records, 10.0) == []
+    assert errands.expired(records, 9.0) == []
+    assert errands.expired(records, 11.0) == [command]
+    assert errands.files(command) == [command.upload]
+    assert errands.expired(records, 11.0) == []
 
 
 def test_commands_that_wait_are_bounded(records: MemoryRecords, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,16 +147,16 @@ def test_commands_that_wait_are_bounded(records: MemoryRecords, monkeypatch: pyt
         ordered(records, id)
     with pytest.raises(BadConfig, match="waiting for answers already"):
         ordered(records, "4")
-    desk.order(records, Command(id="5", device="a", what="cancel"), 20.0, 30.0)
-    assert [command.id for command in desk.ordered(records, 21.0)] == ["5"]
-    found = records.get(desk.COMMANDS)
+    errands.order(records, Command(id="5", device="a", what="cancel"), 20.0, 30.0)
+    assert [command.id for command in errands.ordered(records, 21.0)] == ["5"]
+    found = records.get(errands.COMMANDS)
     assert found
     assert found.value.count(b'"command"') == 1, "those for which nobody waits gave way"
 
 
 def test_a_model_of_a_run_is_no_file_of_a_command() -> None:
     command = Command(id="1", device="a", what="evaluate", model=layout.model("r", 1))
-    assert desk.files(command) == []
+    assert errands.files(command) == []
 
 
 # The registry
@@ -210,8 +211,8 @@ def test_what_could_not_be_written_is_written_later(records: MemoryRecords, ledg
     class Full(MemoryRecords):
         full = True
 
-        def get(self, key: str) -> Record | None:
-            return records.get(key)
+        def get_many(self, keys: Sequence[str]) -> dict[str, Record]:
+            return records.get_many(keys)
 
         def put_many(self, values):  # type: ignore[no-untyped-def]
             if self.full:

@@ -13,6 +13,7 @@ import pytest
 
 from fleetfold import layout
 from fleetfold.bundle import load, save
+from fleetfold.coordinator import errands
 from fleetfold.fold.tensors import read, write
 from fleetfold.hub import desk
 from fleetfold.messages import Report
@@ -179,7 +180,7 @@ def test_one_device_is_asked_outside_of_any_round(fleet: Fleet, stage: Path, tmp
     assert read(got.read_bytes())[0]["w"].tolist() == [7.5] * 8
     assert "mean 7.500 on" in fleet.command("ask", "device-001", "evaluate")
     assert [path.name for path in fleet.home.glob("commands/*")] == [], "nothing is left of it"
-    found = wiring.records(fleet.home).get(desk.COMMANDS)
+    found = wiring.records(fleet.home).get(errands.COMMANDS)
     assert found
     assert found.value == b"[]"
 

@@ -45,11 +45,13 @@ NOT_LET_IN = (
 )
 IN_FLIGHT = 500
 """Messages that may be on their way without an acknowledgment, in either direction."""
+ALPN = ["x-amzn-mqtt-ca"]
+"""What is said at port 443, where AWS IoT Core has other protocols too: MQTT, by certificates."""
 
 
 class Connection:
-    """`addresses`: tried in turn, the one that works is kept. `context` makes its TLS. `pauses`: seconds
-    after the first loss, and at most.
+    """`addresses`: tried in turn, the one that works is kept. `context` makes its TLS, and no other's.
+    `pauses`: seconds after the first loss, and at most. `in_flight`: see IN_FLIGHT.
 
     Whoever uses it sets `filters` (topics that it subscribes to), `heard(message, receipt)`, which is to lead
     to `acknowledge(receipt)` sooner or later, `changed(session)` after each connection: whether the broker
@@ -59,9 +61,10 @@ class Connection:
 
     def __init__(
         self, client: str, addresses: tuple[str, ...], context: ssl.SSLContext, *,
-        pauses: tuple[float, float] = (FIRST, MOST),
+        pauses: tuple[float, float] = (FIRST, MOST), in_flight: int = IN_FLIGHT,
     ) -> None:  # fmt: skip
         self._id, self._addresses, self._context, self._pauses = client, addresses, context, pauses
+        self._in_flight = in_flight
         self.filters: tuple[str, ...] = ()
         self.heard: Callable[[MQTTMessage, str], None] = lambda message, receipt: None
         self.changed: Callable[[bool], None] = lambda session: None
@@ -203,7 +206,7 @@ class Connection:
 
     def _connect(self) -> None:
         parts = urlsplit(self.address)
-        about = properties(PacketTypes.CONNECT, SessionExpiryInterval=SESSION, ReceiveMaximum=IN_FLIGHT)
+        about = properties(PacketTypes.CONNECT, SessionExpiryInterval=SESSION, ReceiveMaximum=self._in_flight)
         port = parts.port or (443 if parts.scheme == "wss" else 8883)
         if self.will:
             self._client.will_set(self.will[0], self.will[1], qos=1, retain=True)
@@ -227,9 +230,10 @@ class Connection:
         )  # fmt: skip
         if parts.scheme == "wss":
             made.ws_set_options(parts.path or "/mqtt")
+        self._context.set_alpn_protocols(ALPN if parts.scheme == "mqtts" and parts.port == 443 else [])
         made.tls_set_context(self._context)
         made.connect_timeout = TIMEOUT
-        made.max_inflight_messages_set(IN_FLIGHT)
+        made.max_inflight_messages_set(self._in_flight)
         made.on_connect, made.on_subscribe = self._connected, self._subscribed
         made.on_disconnect, made.on_message = self._lost, self._message
         # Nothing is written in the thread of whoever publishes: TLS has one at a time.

@@ -138,7 +138,7 @@ class Doors:
             ""
         }
         self._plain, self._timeout, self._spent = plain, timeout, spent
-        self._context, self._others = context(bundle), list[ssl.SSLContext]()
+        self._bundle, self._contexts = bundle, dict[str, ssl.SSLContext]()
         self._open: dict[tuple[str, bool], HTTPConnection] = {}
         self._torn, self._answer = False, list[Answer]()
 
@@ -195,7 +195,7 @@ class Doors:
             if not (self._plain and _here(host)):
                 raise BadUpdate(f"the address of {parts.netloc} is not https: nothing goes in plain text")
             return HTTPConnection(host, port, timeout=self._timeout)
-        tls = self._context if self._is_own(parts) else self._system()
+        tls = self._trust(own=self._is_own(parts))
         proxy = proxy_for(host, port or 443)
         if proxy is None:
             return HTTPSConnection(host, port, timeout=self._timeout, context=tls)
@@ -203,11 +203,13 @@ class Doors:
         made.set_tunnel(host, port or 443, proxy.headers)
         return made
 
-    def _system(self) -> ssl.SSLContext:
-        """Made when it is first needed: all the authorities of the world take time and memory."""
-        if not self._others:
-            self._others.append(ssl.create_default_context())
-        return self._others[0]
+    def _trust(self, *, own: bool) -> ssl.SSLContext:
+        """Made when it is first needed: all the authorities of the world take time and memory, and a fleet
+        without a door of its own may have no certificates."""
+        whose = "own" if own else "system"
+        if whose not in self._contexts:
+            self._contexts[whose] = context(self._bundle) if own else ssl.create_default_context()
+        return self._contexts[whose]
 
 
 @contextmanager

@@ -13,13 +13,25 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 from paho.mqtt.client import MQTTMessage
 from paho.mqtt.packettypes import PacketTypes
 
 from fleetfold import layout
 from fleetfold.adapters.connection import Connection, properties
-from fleetfold.errors import Unavailable
-from fleetfold.messages import PROTOCOL, Answer, Ask, Command, Grant, Presence, Report, Task, encode
+from fleetfold.errors import Unavailable, shown
+from fleetfold.messages import (
+    LONGEST,
+    PROTOCOL,
+    Answer,
+    Ask,
+    Command,
+    Grant,
+    Presence,
+    Report,
+    Task,
+    encode,
+)
 
 SURE = 5.0
 """Seconds after which a message that a broker holds for a device has come to it."""
@@ -147,7 +159,7 @@ class MqttLink:
     def _publish(self, word: str, message: Struct, *, retain: bool = False, id: str = "") -> None:
         about = properties(PacketTypes.PUBLISH, **({"CorrelationData": id.encode()} if id else {}))
         topic = layout.topic(self._fleet, self._device, word)
-        self._connection.post(topic, encode(message), retain, about)
+        self._connection.post(topic, _fitting(message), retain, about)
 
     # In the connection's thread
 
@@ -197,6 +209,20 @@ class MqttLink:
                 case _:
                     if len(self._commands) < QUEUED:
                         self._commands[said.id] = said
+
+
+def _fitting(message: Struct) -> bytes:
+    """What nobody would take in, said shorter: at a broker with a limit it would end the connection, and
+    then again, since an answer that was not heard is given again."""
+    payload = encode(message)
+    if len(payload) <= LONGEST:
+        return payload
+    if isinstance(message, Answer) and message.state == "done":
+        reason = f"the answer has {len(payload)} bytes, a message at most {LONGEST}"
+        message = Answer(id=message.id, device=message.device, state="failed", reason=reason)
+    elif isinstance(message, Report | Answer | Presence):
+        message = replace(message, reason=shown(message.reason))
+    return encode(message)
 
 
 def _about(message: Ask | Grant) -> tuple[str, int, str, int, int]:

@@ -36,6 +36,7 @@ def ask(
     - `fleetfold ask camera-7 cancel`
     """
     installed()
+    from fleetfold.coordinator.asking import Subject
     from fleetfold.hub import asking
 
     if what == "get" and out is None:
@@ -44,7 +45,7 @@ def ask(
         patience = seconds(wait)
     except ValueError:
         raise BadConfig(f"--wait {wait!r} is not a time such as 30s or 5m") from None
-    answer, got = asking.ask(home(), device, what, asking.Subject(run, version, model), patience)
+    answer, got = asking.ask(home(), device, what, Subject(run, version, model), patience)
     if json:
         print(msgspec.json.encode(answer).decode())
     if answer.state != "done":

@@ -17,6 +17,7 @@ from cyclopts import App, Parameter
 
 from fleetfold.adapters.lock import held
 from fleetfold.bundle import save
+from fleetfold.cli import fleet as on_aws
 from fleetfold.cli.places import shown
 from fleetfold.errors import BadConfig, typed
 from fleetfold.layout import checked_name
@@ -163,28 +164,36 @@ def enroll(
         Path | None, Parameter(help="the device's signing request, in PEM: its key stays its own")
     ] = None,
     out: Annotated[Path | None, Parameter(help="the bundle to write; default: DEVICE.bundle")] = None,
+    aws: Annotated[bool, Parameter(help="into the fleet of a stack on AWS", negative="")] = False,
+    stack: Annotated[str, Parameter(help="which one, if this machine knows several")] = "",
 ) -> None:
     """Take DEVICE into the fleet: write the bundle that it joins by. What it had before counts no more.
 
-    It takes effect at once, also while the hub runs.
+    It takes effect at once, also while the hub runs. On AWS the device becomes a thing of IoT Core; its key
+    never goes there.
 
     **Examples**
 
     - `fleetfold enroll camera-7`
     - `fleetfold enroll camera-7 camera-8 camera-9`
     - `fleetfold enroll camera-7 --csr camera-7.csr --out for-camera-7.bundle`
+    - `fleetfold enroll camera-7 --aws`
     """
+    names = _named(device, "enroll")
+    if len(names) > 1 and (csr or out):
+        raise BadConfig("--csr and --out are for one device", next="fleetfold enroll DEVICE")
+    request = _read(csr) if csr else ""
+    bundles = [_writable(out or Path(f"{name}.bundle")) for name in names]  # before anything counts no more
+    if aws or stack:
+        on_aws.enroll(names, bundles, stack, request)
+        return
     installed()
     from fleetfold.hub.authority import site
     from fleetfold.hub.broker import tell
     from fleetfold.hub.enrol import enroll as enrolled
 
-    names = _named(device, "enroll")
-    if len(names) > 1 and (csr or out):
-        raise BadConfig("--csr and --out are for one device", next="fleetfold enroll DEVICE")
     folder = hub_folder(home())
-    fleet, request = site(folder).fleet, _read(csr) if csr else ""
-    bundles = [_writable(out or Path(f"{name}.bundle")) for name in names]  # before anything counts no more
+    fleet = site(folder).fleet
     records = hub_records(home())
     for name, path in zip(names, bundles, strict=True):
         save(enrolled(records, folder, name, time.time(), request), path)
@@ -194,19 +203,27 @@ def enroll(
     print(f"  next: on the device, fleetfold join {bundles[0]}")
 
 
-def revoke(*device: str) -> None:
+def revoke(
+    *device: str,
+    aws: Annotated[bool, Parameter(help="from the fleet of a stack on AWS", negative="")] = False,
+    stack: Annotated[str, Parameter(help="which one, if this machine knows several")] = "",
+) -> None:
     """Cut DEVICE off: at once if it is connected, and for good, unless it is enrolled anew.
 
     **Examples**
 
     - `fleetfold revoke camera-7`
+    - `fleetfold revoke camera-7 --aws`
     """
+    names = _named(device, "revoke")
+    if aws or stack:
+        on_aws.revoke(names, stack)
+        return
     installed()
     from fleetfold.hub.authority import site
     from fleetfold.hub.broker import tell
     from fleetfold.hub.enrol import revoke as revoked
 
-    names = _named(device, "revoke")
     folder = hub_folder(home())
     site(folder)
     records = hub_records(home())

@@ -13,6 +13,7 @@ from rich.markup import escape
 
 from fleetfold import __version__
 from fleetfold.cli.ask import ask
+from fleetfold.cli.aws import aws
 from fleetfold.cli.check import check_device
 from fleetfold.cli.demo import demo
 from fleetfold.cli.device import agent, join
@@ -38,7 +39,7 @@ app = App(
 )
 for command in (
     demo, init, run, sim, runs, show, devices, export, split, plan, hub, enroll, revoke, ask, join, agent,
-    check_device,
+    check_device, aws,
 ):  # fmt: skip
     app.command(command)
 

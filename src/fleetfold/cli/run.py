@@ -13,6 +13,7 @@ from fleetfold.cli.board import EVERY, Board, number, terminal
 from fleetfold.cli.hub import installed
 from fleetfold.cli.places import existing, shown
 from fleetfold.cli.settings import Flags, explained, settings_of
+from fleetfold.coordinator.opening import extend
 from fleetfold.errors import BadConfig, Unavailable, typed
 from fleetfold.local import run as local_run
 from fleetfold.local.run import Watch
@@ -91,7 +92,7 @@ def _resume_on_hub(place: Place, rounds: int | None, json: bool) -> int:
     installed()
     from fleetfold.hub import opening
 
-    local_run.extend(wiring.ledger(place), place.run, rounds)
+    extend(wiring.ledger(place), place.run, rounds)
     opening.again(place)
     return watched(place, json)
 

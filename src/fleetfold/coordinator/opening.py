@@ -5,6 +5,7 @@ import hashlib
 from collections.abc import Sequence
 
 import msgspec
+from msgspec.structs import replace
 
 from fleetfold import layout
 from fleetfold.coordinator.late import Debts
@@ -14,7 +15,7 @@ from fleetfold.fold.tensors import header_in
 from fleetfold.ledger import Ledger
 from fleetfold.ports import Objects
 from fleetfold.round.fleet import Device, in_run
-from fleetfold.round.run import Run
+from fleetfold.round.run import Run, RunState
 from fleetfold.round.select import Rule, choose
 from fleetfold.round.state import Round
 from fleetfold.settings import Settings
@@ -59,3 +60,29 @@ def next_round(
         run=run.name, number=run.round, kind=run.kind, base=run.version, cohort=key, invited=len(names),
         policy=policy, opened_at=now, owed=debts.updates if run.kind == "train" else frozenset(),
     )  # fmt: skip
+
+
+def extend(ledger: Ledger, name: str, rounds: int | None) -> None:
+    """Give the run more to do: rounds up to that many, or what it failed at. Raises BadConfig."""
+    while True:
+        found = ledger.run(name)
+        assert found is not None
+        again = _again(found[0], rounds)
+        if again == found[0] or ledger.save_run(again, found[1]):  # else a hub has driven it on meanwhile
+            return
+
+
+def _again(run: Run, rounds: int | None) -> Run:
+    """The run as it goes on: to another number of rounds, or after it had failed."""
+    if rounds is not None:
+        if rounds < run.round:
+            raise BadConfig(f"run {run.name} stands at round {run.round}; --rounds {rounds} is behind it")
+        run = replace(run, settings=replace(run.settings, rounds=rounds))
+    due = run.state is RunState.FAILED or (run.state is RunState.DONE and run.round < run.settings.rounds)
+    if not due:
+        return run
+    # The round where it stands has ended: the next one is due, even if it was to have been the last.
+    settings = replace(run.settings, rounds=max(run.settings.rounds, run.round + 1))
+    return replace(
+        run, settings=settings, state=RunState.RUNNING, round=run.round + 1, failed=0, ended_at=0.0, reason=""
+    )

@@ -40,7 +40,7 @@ class Registrar:
         """What has come since the last call: presences, and devices that said anything else."""
         self._seen.update(dict.fromkeys(seen, now))
         fresh = self._fresh
-        fresh.update((presence.device, _short(presence)) for presence in presences)
+        fresh.update((presence.device, short(presence)) for presence in presences)
         due = self._seen and now - self._written >= EVERY
         if not fresh and not due:
             return
@@ -68,7 +68,7 @@ class Registrar:
         return replace(device, last_seen=max(device.last_seen, self._seen.get(device.name, 0.0)))
 
 
-def _short(presence: Presence) -> Presence:
+def short(presence: Presence) -> Presence:
     """As it is kept: every round reads the whole registry."""
-    short = {name: shown(getattr(presence, name), WORDS) for name in ("reason", "model", "agent")}
-    return replace(presence, **short)
+    words = {name: shown(getattr(presence, name), WORDS) for name in ("reason", "model", "agent")}
+    return replace(presence, **words)

@@ -1,31 +1,24 @@
-"""What other processes on this machine leave for the hub, as records: runs to drive, commands to pass on.
+"""What other processes on this machine leave for the hub, as records: runs to drive; and how it fares. What
+they want of single devices lies there too (coordinator/errands.py).
 
-    run --hub ─▶ hub/queue          ask ─▶ hub/commands ─▶ hub ⇄ device ─▶ hub/commands ─▶ ask
-    status    ◀─ hub/status
+    run --hub ─▶ hub/queue          status    ◀─ hub/status
 
 Runs are driven one after another, in the order in which they came: a device has one task at a time. Each is
 one record, changed by compare-and-set, which holds what waits and nothing else: none of them grows for ever.
 """
 
-from collections.abc import Callable, Collection
-from typing import TypeVar
-
 import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
-from fleetfold.errors import BadConfig, Unavailable
-from fleetfold.messages import Answer, Command, encode
+from fleetfold.coordinator.errands import changed, listed
+from fleetfold.errors import Unavailable
+from fleetfold.messages import encode
 from fleetfold.ports import Records
 
-QUEUE, COMMANDS, STATUS = "hub/queue", "hub/commands", "hub/status"
-_T = TypeVar("_T")
+QUEUE, STATUS = "hub/queue", "hub/status"
 TELL = 5.0
 """Seconds between two statuses."""
-MOST = 1000
-"""Commands that may wait at once."""
-TRIES = 1000
-"""Lost compare-and-sets in a row after which something is wrong with the store."""
 
 
 class Waiting(Struct, frozen=True):
@@ -34,14 +27,6 @@ class Waiting(Struct, frozen=True):
     run: str
     at: float
     times: int = 1
-
-
-class Errand(Struct, frozen=True):
-    """A command that somebody waits for. `until`: seconds since the epoch, when nobody does any more."""
-
-    command: Command
-    until: float
-    answer: Answer | None = None
 
 
 class Status(Struct, frozen=True, kw_only=True):
@@ -63,7 +48,6 @@ class Status(Struct, frozen=True, kw_only=True):
 
 
 _WAITING = msgspec.json.Decoder(tuple[Waiting, ...])
-_ERRANDS = msgspec.json.Decoder(tuple[Errand, ...])
 _STATUS = msgspec.json.Decoder(Status)
 
 
@@ -78,92 +62,17 @@ def queue(records: Records, run: str, at: float) -> None:
             return tuple(replace(w, times=w.times + 1) if w.run == run else w for w in waiting)
         return (*waiting, Waiting(run, at))
 
-    _change(records, QUEUE, _WAITING, queued)
+    changed(records, QUEUE, _WAITING, queued)
 
 
 def leave(records: Records, ended: Waiting) -> None:
     """The run has ended. If it was put into the queue once more meanwhile, it stays there."""
-    _change(records, QUEUE, _WAITING, lambda waiting: tuple(each for each in waiting if each != ended))
+    changed(records, QUEUE, _WAITING, lambda waiting: tuple(each for each in waiting if each != ended))
 
 
 def queued(records: Records) -> tuple[Waiting, ...]:
     """Runs to drive, in their order."""
-    return _read(records, QUEUE, _WAITING)
-
-
-# Commands
-
-
-def order(records: Records, command: Command, now: float, until: float) -> None:
-    """Have the hub pass the command on. Raises BadConfig where too many wait."""
-
-    def ordered(errands: tuple[Errand, ...]) -> tuple[Errand, ...]:
-        waiting = tuple(each for each in errands if each.until > now)
-        if len(waiting) >= MOST:
-            raise BadConfig(f"{MOST} commands are waiting for answers already", next="fleetfold hub status")
-        return (*(errands if len(errands) < MOST else waiting), Errand(command, until))
-
-    _change(records, COMMANDS, _ERRANDS, ordered)
-
-
-def done(records: Records, id: str) -> None:
-    """Nobody waits for that command any more."""
-    _change(records, COMMANDS, _ERRANDS, lambda errands: tuple(e for e in errands if e.command.id != id))
-
-
-def ordered(records: Records, now: float) -> list[Command]:
-    """Commands that somebody waits for and that have no answer, those that were passed on among them."""
-    errands = _read(records, COMMANDS, _ERRANDS)
-    return [each.command for each in errands if each.answer is None and each.until > now]
-
-
-def answered(records: Records, answers: Collection[Answer]) -> list[Answer]:
-    """Have them found by whoever waits. The first one counts. → those that nobody waits for, from that
-    device at least."""
-    strays: list[Answer] = []
-
-    def taken(errands: tuple[Errand, ...]) -> tuple[Errand, ...]:
-        waiting = {(e.command.id, e.command.device): n for n, e in enumerate(errands)}
-        found = list(errands)
-        strays.clear()
-        for answer in answers:
-            place = waiting.get((answer.id, answer.device))
-            if place is None or found[place].answer is not None:
-                strays.append(answer)
-            else:
-                found[place] = replace(found[place], answer=answer)
-        return tuple(found)
-
-    if answers:
-        _change(records, COMMANDS, _ERRANDS, taken)
-    return strays
-
-
-def expired(records: Records, before: float) -> list[Command]:
-    """Commands for which nobody has waited since; they are forgotten."""
-    gone: list[Command] = []
-
-    def kept(errands: tuple[Errand, ...]) -> tuple[Errand, ...]:
-        gone[:] = [each.command for each in errands if each.until < before]
-        return tuple(each for each in errands if each.until >= before)
-
-    _change(records, COMMANDS, _ERRANDS, kept)
-    return gone
-
-
-def answer(records: Records, id: str) -> Answer | None:
-    found = (each.answer for each in _read(records, COMMANDS, _ERRANDS) if each.command.id == id)
-    return next(found, None)
-
-
-def files(command: Command) -> list[str]:
-    """Keys of what lies there for this command alone."""
-    return [key for key in (command.model, command.upload) if key.startswith(folder(command.id))]
-
-
-def folder(id: str) -> str:
-    """What keys begin with of what lies there for that command alone."""
-    return f"commands/{id}."
+    return listed(records, QUEUE, _WAITING)
 
 
 # How the hub fares
@@ -180,21 +89,3 @@ def status(records: Records) -> Status | None:
         return None if found is None else _STATUS.decode(found.value)
     except msgspec.MsgspecError as error:
         raise Unavailable(f"the hub's status is of another version: {error}", next="fleetfold hub") from None
-
-
-def _read(records: Records, key: str, decoder: "msgspec.json.Decoder[tuple[_T, ...]]") -> tuple[_T, ...]:
-    found = records.get(key)
-    return decoder.decode(found.value) if found else ()
-
-
-def _change(
-    records: Records, key: str, decoder: "msgspec.json.Decoder[tuple[_T, ...]]",
-    change: Callable[[tuple[_T, ...]], tuple[_T, ...]],
-) -> None:  # fmt: skip
-    for _ in range(TRIES):
-        found = records.get(key)
-        old = decoder.decode(found.value) if found else ()
-        new = change(old)
-        if new == old or records.swap(key, msgspec.json.encode(new), found.version if found else 0):
-            return
-    raise Unavailable(f"lost {TRIES} compare-and-sets on {key}")

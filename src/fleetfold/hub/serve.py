@@ -16,7 +16,8 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from fleetfold import layout
-from fleetfold.adapters.mqtt_bus import LIFETIME
+from fleetfold.adapters.posting import LIFETIME
+from fleetfold.coordinator import errands
 from fleetfold.coordinator.granting import grant, refused
 from fleetfold.coordinator.registrar import Registrar
 from fleetfold.errors import BadConfig, FleetfoldError, Unavailable, blame, shown, told
@@ -133,26 +134,26 @@ class Hub:
         for ask in self._bus.asks():
             self._bus.grant(self._granted(ask))
         self._pass_on()
-        for answer in desk.answered(self._records, self._bus.answers()):
+        for answer in errands.answered(self._records, self._bus.answers()):
             self._bus.ignored(f"answer of {answer.device} to a command that nobody waits for")
 
     def _pass_on(self) -> None:
         """Commands, once in the life of hub and broker: a device does each once, however often it comes."""
         if not self._connection.connected:
             return
-        waiting = desk.ordered(self._records, time.time())
+        waiting = errands.ordered(self._records, time.time())
         self._passed &= {command.id for command in waiting}
         for command in waiting:
             if command.id not in self._passed:
                 try:
-                    self._bus.command(wiring.signed(command, self._signer))
+                    self._bus.command(errands.signed(command, self._signer, LIFETIME))
                 except BadConfig as error:
                     self._refuse(command, error.sentence)
                 self._passed.add(command.id)
 
     def _refuse(self, command: Command, why: str) -> None:
         refusal = Answer(id=command.id, device=command.device, state="refused", reason=why)
-        desk.answered(self._records, [refusal])
+        errands.answered(self._records, [refusal])
 
     def _granted(self, ask: Ask) -> Grant:
         place = Place(self._home, ask.run)
@@ -253,8 +254,8 @@ class Hub:
 
     def _tidy(self) -> None:
         """What came for commands that nobody waits for any more; nothing can come now."""
-        for command in desk.expired(self._records, time.time() - LIFETIME):
-            for key in desk.files(command):
+        for command in errands.expired(self._records, time.time() - LIFETIME):
+            for key in errands.files(command):
                 self._objects.delete(key)
 
     def _leave(self) -> None:

@@ -11,13 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from fleetfold import layout
 from fleetfold.adapters.lock import held
 from fleetfold.agent.app import App, check, import_paths, load_trainer, tester, users_code
 from fleetfold.agent.trainer import Trainer
-from fleetfold.coordinator.opening import open_run
+from fleetfold.coordinator.opening import extend, open_run
 from fleetfold.coordinator.policy import policies
 from fleetfold.errors import BadConfig, BadUpdate, Unavailable
 from fleetfold.fold.tensors import read, write
@@ -77,32 +76,6 @@ def resume(place: Place, app: App | None, rounds: int | None, watch: Watch) -> R
         trainer = _loaded(app, run.settings)
         extend(ledger, place.run, rounds)
         return _drive(app, trainer, place, ledger, watch, resumed=True)
-
-
-def extend(ledger: Ledger, name: str, rounds: int | None) -> None:
-    """Give the run more to do: rounds up to that many, or what it failed at. Raises BadConfig."""
-    while True:
-        found = ledger.run(name)
-        assert found is not None
-        again = _again(found[0], rounds)
-        if again == found[0] or ledger.save_run(again, found[1]):  # else a hub has driven it on meanwhile
-            return
-
-
-def _again(run: Run, rounds: int | None) -> Run:
-    """The run as it goes on: to another number of rounds, or after it had failed."""
-    if rounds is not None:
-        if rounds < run.round:
-            raise BadConfig(f"run {run.name} stands at round {run.round}; --rounds {rounds} is behind it")
-        run = replace(run, settings=replace(run.settings, rounds=rounds))
-    due = run.state is RunState.FAILED or (run.state is RunState.DONE and run.round < run.settings.rounds)
-    if not due:
-        return run
-    # The round where it stands has ended: the next one is due, even if it was to have been the last.
-    settings = replace(run.settings, rounds=max(run.settings.rounds, run.round + 1))
-    return replace(
-        run, settings=settings, state=RunState.RUNNING, round=run.round + 1, failed=0, ended_at=0.0, reason=""
-    )
 
 
 def new_place(home: Path, app: str) -> Place:

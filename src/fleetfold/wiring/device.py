@@ -33,6 +33,10 @@ TRANSFER = "fleetfold.wiring.device:transfer"
 """module:name of what makes a device's way to its fleet, and to objects: its own process makes it there."""
 
 
+IN_FLIGHT = 100
+"""Messages of a device that may be on their way: AWS IoT Core takes no more."""
+
+
 class Way(Transfer, Protocol):
     """A device's way to objects, also outside of any round."""
 
@@ -44,7 +48,7 @@ class Way(Transfer, Protocol):
 
 def link(own: Bundle) -> MqttLink:
     """The device's end of the bus."""
-    connection = Connection(own.device, own.brokers, context(own))
+    connection = Connection(own.device, own.brokers, context(own), in_flight=IN_FLIGHT)
     return MqttLink(connection, own.fleet, own.device, time.monotonic)
 
 

@@ -10,11 +10,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from msgspec.structs import replace
-
 from fleetfold.adapters.connection import Connection
 from fleetfold.adapters.memory import NoAlarm
-from fleetfold.adapters.mqtt_bus import LIFETIME, MqttBus
+from fleetfold.adapters.mqtt_bus import MqttBus
 from fleetfold.adapters.objects import FileObjects
 from fleetfold.adapters.parted import Parted
 from fleetfold.coordinator import Coordinator
@@ -22,7 +20,6 @@ from fleetfold.coordinator.coordinator import Ignored, Test
 from fleetfold.coordinator.folding import AWAY, HERE
 from fleetfold.coordinator.policy import policies
 from fleetfold.ledger import Ledger
-from fleetfold.messages import Command
 from fleetfold.ports import Control, Objects, Signer
 from fleetfold.settings import Settings
 from fleetfold.wiring import local
@@ -78,16 +75,6 @@ def bus(
     trust.load_cert_chain(folder / "hub.pem", folder / "hub.key")
     connection = Connection("hub", (address,), trust, pauses=UNDER_ONE_ROOF)
     return connection, MqttBus(connection, fleet, signer, local.clock, log, woken)
-
-
-def signed(command: Command, signer: Signer) -> Command:
-    """The command with addresses instead of keys."""
-    model, upload = command.model, command.upload
-    return replace(
-        command,
-        model=signer.to_fetch(model, command.device, LIFETIME) if model else "",
-        upload=signer.to_deliver(upload, command.device, LIFETIME, command.size) if upload else "",
-    )
 
 
 def coordinator(
