@@ -20,6 +20,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from fleetfold.adapters import stores
+from fleetfold.aws import template, watching
 from fleetfold.coordinator import cutting
 from fleetfold.errors import BadConfig
 from fleetfold.fold.plan import LAMBDA, Plan, Shard, plan_fold
@@ -268,17 +269,19 @@ STATES = 12
 Stands, Trained, Enough, Patience, Turn, Long enough."""
 STATES_TO_MODEL = 6
 """Of them, from the last update to the model."""
-SMALL = 256
-"""MB of the functions that do not fold."""
-BATCH = 10
-"""Messages that a function is given at once."""
+MEMORY_OF_OTHERS, MEMORY_OF_FOLDERS = (
+    int(template.template()["Parameters"][name]["Default"]) for name in ("Memory", "FoldMemory")
+)
+"""MB of the functions as they are deployed, if nothing else is said."""
 PARTED = 32 * MIB
 """Bytes from which a device sends an update in parts."""
 DIFFERENCES = ("int8", "topk")
 """Codecs of which an update is the difference to the model that it was trained from."""
 POLLS = 5 * 3
 """Requests a minute by which Lambda looks into a queue in which nothing is: five at once, of 20 s each."""
-QUEUES, ALARMS = 2, 8
+QUEUES = len(template.BATCH)
+METRICS = len(watching.ROUND) + len(watching.FLEET)
+"""Of each run, by the hour in which it is written."""
 
 
 def _largest(shards: Sequence[Shard]) -> int:
@@ -315,27 +318,31 @@ def _counts(plan: Plan, work: Work, shape: Shape, steps: Sequence[Step]) -> Iter
         yield "fold", "S3, reading the model for its digest", "s3_get", ceil(work.model / cutting.PIECE)
     yield "fold", "S3, writing the model", "s3_put", _writes(plan, work)
 
-    batches = ceil(n / BATCH)
-    reports = ceil(2 * n / BATCH)
-    calls = 2 + batches + reports + 1
-    others = 1.2 + 0.002 * n + 0.3 * batches + 0.2 * reports  # seconds, assumed
-    yield "round", "Lambda, everything else", gb, others * SMALL / 1024
+    # Arrivals and sayings come one by one, and are gathered for a second: a function is given so many calls.
+    batches, reports = (max(1, min(n, ceil(60 * work.minutes / template.WINDOW))) for _ in range(2))
+    calls = 3 + batches + reports
+    others = 1.2 + 0.3 * batches + 0.2 * reports + 0.002 * n  # seconds, assumed
+    yield "round", "Lambda, everything else", gb, others * MEMORY_OF_OTHERS / 1024
     yield "round", "Lambda, other invocations", "lambda_request", calls
     yield "round", "Step Functions", "states_transition", STATES + (shards if cut else 0)
     yield "round", "Scheduler", "schedule", 1
     record = 1 + ceil(5 * work.invited / 1024)  # kB of the round's, with a few bytes for each seat
-    yield "round", "DynamoDB, writes", "dynamodb_write", 10 * record + n + 4 * work.invited
-    yield "round", "DynamoDB, reads", "dynamodb_read", 20 * record + 6 * n + 2 * work.invited
-    yield "round", "SQS", "sqs_request", (n + 2 * n) * (1 + 2 / BATCH)
+    yield "round", "DynamoDB, writes", "dynamodb_write", (10 + batches) * record + n + 4 * work.invited
+    yield "round", "DynamoDB, reads", "dynamodb_read", (20 + 4 * batches) * record + 4 * n + work.invited
+    yield "round", "SQS", "sqs_request", 2 * n + 2 * (batches + reports)
     yield "round", "S3, other reads", "s3_get", 2 * n + 10
     yield "round", "S3, other writes", "s3_put", 3
+    yield "round", "CloudWatch, numbers of the run", "metric_month", METRICS * work.minutes / MONTH
+    yield "round", "CloudWatch, logs", "logs_gb", (calls + shards) * 2048 / GIB
+    days = template.UNCHANGED_DAYS / 30
     yield "round", "S3, a month of the model", "s3_gb_month", work.model / GIB
-    yield "round", "logs", "logs_gb", (calls + shards) * 2048 / GIB
+    yield "round", "S3, retired updates until they go", "s3_gb_month", n * work.update * days / GIB
 
     yield "devices", "S3, updates of devices", "s3_put", n * ceil(work.update / PARTED)
     yield "devices", "S3, models for devices", "s3_get", work.fetched
-    yield "devices", "IoT, messages", "iot_message", 8 * work.invited + 2 * n
-    yield "devices", "IoT, rules and actions", "iot_rule", 2 * 2 * n
+    # A task and its withdrawal: in, retained, out, acknowledged. A report, and presence: in, acknowledged.
+    yield "devices", "IoT, messages", "iot_message", 8 * work.invited + 3 * n
+    yield "devices", "IoT, rules and actions", "iot_rule", 3 * n
     yield "devices", "IoT, connections", "iot_minute", work.fleet * work.minutes
     yield "devices", "models out to the internet", "out_gb", work.fetched * work.model / GIB
 
@@ -343,7 +350,7 @@ def _counts(plan: Plan, work: Work, shape: Shape, steps: Sequence[Step]) -> Iter
 def _idle(work: Work) -> Iterator[_Count]:
     yield "month", "IoT, connections", "iot_minute", work.fleet * MONTH
     yield "month", "SQS, looking into empty queues", "sqs_request", QUEUES * POLLS * MONTH
-    yield "month", "CloudWatch, alarms", "alarm_month", ALARMS
+    yield "month", "CloudWatch, alarms", "alarm_month", len(watching.alarms())
     yield "month", "CloudWatch, dashboard", "dashboard_month", 1
     yield "month", "DynamoDB, records", "dynamodb_gb_month", 1e-5 * work.fleet
     yield "month", "DynamoDB, recovery", "dynamodb_recovery", 1e-5 * work.fleet
@@ -351,7 +358,7 @@ def _idle(work: Work) -> Iterator[_Count]:
 
 def cost_of(
     round: Round, arrivals: Mapping[str, Arrival], model: int, folding: tuple[Folding, int] | None,
-    prices: Prices, *, memory: int = SMALL,
+    prices: Prices, *, memory: int = MEMORY_OF_FOLDERS,
 ) -> float:  # fmt: skip
     """USD of a round that has ended: what the ledger knows of it, the rest by the model. `model`: bytes of
     the one that was sent; `folding`: how its updates were folded; `memory`: MB of the functions that did."""
