@@ -1,15 +1,16 @@
 """A small S3 in this process, from its documentation: an emulator, and no more than the tests need.
 
-It checks of a request what the real one does (signature of version 4, time, Range, If-Match, parts of 5 MiB)
-and notes each in `asked`. It does not show: credentials of roles, policies, throttling, the 409 of two
-writers at once, late or lost answers, TLS.
+It checks of a request what the real one does (signature of version 4, time, Range, If-Match, CRC-32; of parts
+their number, order, ETag, checksum and 5 MiB) and notes each in `asked`. 409 and 503 come where a test says
+so. It does not show: credentials of roles, policies, late or lost answers, TLS.
 """
 
 import hashlib
 import hmac
 import threading
+from base64 import b64encode
 from calendar import timegm
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,17 +19,20 @@ from time import strptime, time
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 from xml.etree import ElementTree
 from xml.sax.saxutils import escape
+from zlib import crc32
 
 KEY_ID, SECRET, REGION, BUCKET = "fleet", "a secret of tests", "us-east-1", "bucket"
 PAGE = 100
 """Keys of one answer; the real one gives 1,000."""
 LEAST = 5 << 20
 """Bytes of a part that is not the last."""
+Trouble = Callable[[str, str], tuple[int, str] | None]
+"""(method, key) of a request that is good → status and code that it is answered with instead, or None."""
 
 
 class S3(ThreadingHTTPServer):
-    """One bucket. `asked`: (method, key) of each request; `uploads`: the parts of those not ended; `ahead`:
-    seconds by which its clock is."""
+    """One bucket. `asked`: (method, key) of each request; `uploads`: the parts of those not ended; `places`:
+    their key, and whether their parts have checksums; `ahead`: seconds by which its clock is."""
 
     daemon_threads = True
 
@@ -36,14 +40,16 @@ class S3(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Request)
         self.objects: dict[str, bytes] = {}
         self.uploads: dict[str, dict[int, bytes]] = {}
+        self.places: dict[str, tuple[str, bool]] = {}
+        self.trouble: Trouble = _no_trouble
         self.asked: list[tuple[str, str]] = []
         self.serial = count(1)
         self.ahead = 0.0
 
     def clear(self) -> None:
-        for kept in (self.objects, self.uploads, self.asked):
+        for kept in (self.objects, self.uploads, self.places, self.asked):
             kept.clear()
-        self.ahead = 0.0
+        self.ahead, self.trouble = 0.0, _no_trouble
 
     @property
     def url(self) -> str:
@@ -109,6 +115,8 @@ class _Request(BaseHTTPRequestHandler):
             self._check(address.path)
             if bucket != BUCKET:
                 raise _Refused(404, "NoSuchBucket")
+            if trouble := self.server.trouble(self.command, self.key):
+                raise _Refused(*trouble)
             how()  # type: ignore[operator]
         except _Refused as refused:
             status, code = refused.args
@@ -125,6 +133,8 @@ class _Request(BaseHTTPRequestHandler):
     def _get(self) -> None:
         if not self.key:
             return self._list()
+        if "uploadId" in self.query:
+            return self._list_parts()
         data = self.server.objects.get(self.key)
         if data is None:
             raise _Refused(404, "NoSuchKey")
@@ -156,9 +166,63 @@ class _Request(BaseHTTPRequestHandler):
             "</ListBucketResult>".encode(),
         )
 
+    def _parts(self) -> dict[int, bytes]:
+        """Of the upload that the request names."""
+        upload = self.query["uploadId"]
+        if self.server.places.get(upload, ("",))[0] != self.key:
+            raise _Refused(404, "NoSuchUpload")
+        return self.server.uploads[upload]
+
+    def _list_parts(self) -> None:
+        parts, after = self._parts(), int(self.query.get("part-number-marker", 0))
+        numbers = sorted(number for number in parts if number > after)
+        checked = self.server.places[self.query["uploadId"]][1]
+        found = "".join(
+            f"<Part><PartNumber>{n}</PartNumber><ETag>{escape(etag(parts[n]))}</ETag>"
+            f"<Size>{len(parts[n])}</Size>"
+            + (f"<ChecksumCRC32>{checksum(parts[n])}</ChecksumCRC32>" if checked else "")
+            + "</Part>"
+            for n in numbers[:PAGE]
+        )
+        more = len(numbers) > PAGE
+        self._say(
+            200,
+            f"<ListPartsResult><IsTruncated>{str(more).lower()}</IsTruncated>"
+            f"<NextPartNumberMarker>{[0, *numbers[:PAGE]][-1]}</NextPartNumberMarker>{found}"
+            "</ListPartsResult>".encode(),
+        )
+
+    def _completed(self) -> bytes:
+        """The object that the parts which the request names make, as S3 checks them."""
+        parts, least = self._parts(), LEAST
+        checked = self.server.places[self.query["uploadId"]][1]
+        named = [
+            {field.tag.rpartition("}")[2]: field.text or "" for field in part}
+            for part in ElementTree.fromstring(self.body)
+        ]
+        numbers = [int(part["PartNumber"]) for part in named]
+        if not numbers:
+            raise _Refused(400, "MalformedXML")
+        if numbers != sorted(set(numbers)):
+            raise _Refused(400, "InvalidPartOrder")
+        for part, number in zip(named, numbers, strict=True):
+            data = parts.get(number)
+            if data is None or part["ETag"].strip('"') != etag(data).strip('"'):
+                raise _Refused(400, "InvalidPart")
+            if checked and part.get("ChecksumCRC32") != checksum(data):
+                raise _Refused(400, "InvalidRequest")
+        if any(len(parts[number]) < least for number in numbers[:-1]):
+            raise _Refused(400, "EntityTooSmall")
+        return b"".join(parts[number] for number in numbers)
+
     def _put(self) -> None:
-        if upload := self.query.get("uploadId"):
-            self.server.uploads[upload][int(self.query["partNumber"])] = self.body
+        if self.headers.get("x-amz-checksum-crc32", checksum(self.body)) != checksum(self.body):
+            raise _Refused(400, "BadDigest")
+        if "uploadId" in self.query:
+            number = int(self.query["partNumber"])
+            if not 1 <= number <= 10_000:
+                raise _Refused(400, "InvalidArgument")
+            self._parts()[number] = self.body
         elif self.headers.get("If-None-Match") == "*" and self.key in self.server.objects:
             raise _Refused(412, "PreconditionFailed")
         else:
@@ -169,6 +233,7 @@ class _Request(BaseHTTPRequestHandler):
         if "uploads" in self.query:
             upload = str(next(self.server.serial))
             self.server.uploads[upload] = {}
+            self.server.places[upload] = (self.key, "x-amz-checksum-algorithm" in self.headers)
             body = f"<Result><UploadId>{upload}</UploadId></Result>"
         elif "delete" in self.query:
             gone = [n.text or "" for n in ElementTree.fromstring(self.body).iter() if n.tag.endswith("Key")]
@@ -177,20 +242,22 @@ class _Request(BaseHTTPRequestHandler):
             told = "".join(f"<Deleted><Key>{escape(key)}</Key></Deleted>" for key in gone)
             body = f"<DeleteResult>{told}</DeleteResult>"
         else:
-            parts = [part for _, part in sorted(self.server.uploads[self.query["uploadId"]].items())]
-            if any(len(part) < LEAST for part in parts[:-1]):
-                raise _Refused(400, "EntityTooSmall")
-            del self.server.uploads[self.query["uploadId"]]
-            self.server.objects[self.key] = b"".join(parts)
+            self.server.objects[self.key] = self._completed()
+            self._end()
             body = "<CompleteMultipartUploadResult><ETag>e</ETag></CompleteMultipartUploadResult>"
         self._say(200, body.encode())
 
     def _delete(self) -> None:
-        if upload := self.query.get("uploadId"):
-            self.server.uploads.pop(upload, None)
+        if "uploadId" in self.query:
+            self._parts()
+            self._end()
         else:
             self.server.objects.pop(self.key, None)
         self._say(204)
+
+    def _end(self) -> None:
+        del self.server.uploads[self.query["uploadId"]]
+        del self.server.places[self.query["uploadId"]]
 
     def _check(self, path: str) -> None:
         """The signature, from the address or from the header, as the documentation of version 4 has it."""
@@ -229,6 +296,15 @@ class _Request(BaseHTTPRequestHandler):
             raise _Refused(403, "SignatureDoesNotMatch")
         if good > 7 * 86_400 or time() + self.server.ahead > timegm(strptime(at, "%Y%m%dT%H%M%SZ")) + good:
             raise _Refused(403, "AccessDenied")
+
+
+def _no_trouble(method: str, key: str) -> None:
+    return None
+
+
+@lru_cache(1000)
+def checksum(data: bytes) -> str:
+    return b64encode(crc32(data).to_bytes(4, "big")).decode()
 
 
 @lru_cache(1000)

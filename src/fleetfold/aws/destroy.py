@@ -28,7 +28,7 @@ Say = Callable[[str], None]
 
 
 class Bucket(Struct, frozen=True):
-    """What is in one: objects and bytes of models, and of all else."""
+    """What is in one: versions of objects, and their bytes, of models and of all else."""
 
     name: str
     models: int
@@ -81,7 +81,7 @@ def destroy(
     if standing is not None:
         if not standing.busy:
             stacks.delete(stack)
-        left, first = followed(stacks, stack, before[-1].id if before else "", show)
+        left, first = followed(stacks, standing.id or stack, before[-1].id if before else "", show)
         if left is not None:
             why = f"{first.resource} ({first.type}): {first.reason}" if first else left.reason or left.status
             raise Unavailable(
@@ -197,8 +197,8 @@ def _tables(account: Account, stack: str) -> Iterator[tuple[str, int]]:
 
 def _weighed(account: Account, bucket: str) -> Bucket:
     models = models_bytes = others = others_bytes = 0
-    for page in _pages(account, "s3", "list_objects_v2", Bucket=bucket):
-        for one in page.get("Contents", []):
+    for page in _pages(account, "s3", "list_object_versions", Bucket=bucket):
+        for one in page.get("Versions", []):
             if _MODEL.match(one["Key"]):
                 models, models_bytes = models + 1, models_bytes + one["Size"]
             else:
@@ -209,7 +209,6 @@ def _weighed(account: Account, bucket: str) -> Bucket:
 _NEXT: dict[str, tuple[tuple[str, str], ...]] = {
     "list_object_versions": (("KeyMarker", "NextKeyMarker"), ("VersionIdMarker", "NextVersionIdMarker")),
     "list_multipart_uploads": (("KeyMarker", "NextKeyMarker"), ("UploadIdMarker", "NextUploadIdMarker")),
-    "list_objects_v2": (("ContinuationToken", "NextContinuationToken"),),
     "list_tables": (("ExclusiveStartTableName", "LastEvaluatedTableName"),),
     "list_executions": (("nextToken", "nextToken"),),
     "list_things_in_thing_group": (("nextToken", "nextToken"),),
@@ -227,7 +226,7 @@ def _pages(account: Account, client: str, operation: str, **about: Any) -> Itera
             return
         yield page
         more = {ask: page[answer] for ask, answer in _NEXT[operation] if page.get(answer)}
-        if not more:
+        if not more or not page.get("IsTruncated", True):
             return
 
 

@@ -68,13 +68,15 @@ class Happening(Struct, frozen=True):
 
 
 class Standing(Struct, frozen=True):
-    """A stack as it stands: its status in CloudFormation's words, its outputs and its parameters."""
+    """A stack as it stands: its status in CloudFormation's words, its outputs and its parameters. `id` is
+    what a stack that is gone can still be asked for by."""
 
     name: str
     status: str
     reason: str = ""
     outputs: dict[str, str] = {}
     parameters: dict[str, str] = {}
+    id: str = ""
 
     @property
     def busy(self) -> bool:
@@ -134,6 +136,7 @@ class CloudFormation:
             found["StackName"], found["StackStatus"], found.get("StackStatusReason", ""),
             {o["OutputKey"]: o["OutputValue"] for o in found.get("Outputs", [])},
             {p["ParameterKey"]: p.get("ParameterValue", "") for p in found.get("Parameters", [])},
+            found.get("StackId", ""),
         )  # fmt: skip
 
     def propose(self, stack: str, template: str, parameters: Mapping[str, str | None], new: bool) -> Plan:
@@ -200,7 +203,7 @@ class CloudFormation:
                     event.get("ResourceStatusReason", ""),
                 )  # fmt: skip
                 found.append(one)
-                if not after and is_begun(one, stack):
+                if not after and is_begun(one):
                     return found[::-1]
             if not page.get("NextToken"):
                 return found[::-1]
@@ -250,10 +253,10 @@ def change(about: Mapping[str, Any]) -> Change:
     return Change(action, about["LogicalResourceId"], about["ResourceType"], why)
 
 
-def is_begun(happening: Happening, stack: str) -> bool:
+def is_begun(happening: Happening) -> bool:
     """Whether somebody began to create, update or delete the whole stack."""
     begun = ("CREATE_IN_PROGRESS", "UPDATE_IN_PROGRESS", "DELETE_IN_PROGRESS")
-    return happening.resource == stack and happening.status in begun and happening.type == STACK
+    return happening.status in begun and happening.type == STACK
 
 
 STACK = "AWS::CloudFormation::Stack"

@@ -94,6 +94,9 @@ def deploy(
     if plan:
         if proposed.changes:
             stacks.withdraw(proposed)
+            shell, _ = stacks.look(stack)
+            if shell is not None and shell.status == "REVIEW_IN_PROGRESS":
+                stacks.delete(stack)
         return 0
     standing, before = stacks.look(stack)
     first = None

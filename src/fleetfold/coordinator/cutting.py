@@ -10,7 +10,7 @@ or doubled puts what lay there. The record `…/fold` (`Folding`) names the plan
 
 import hashlib
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from itertools import accumulate, chain
@@ -193,32 +193,33 @@ def fold_part(objects: Objects, uploads: Uploads, plan: Plan, number: int) -> No
         sources = [replace(s, factor=p.factor) for s, p in zip(plain, plan.pieces, strict=True)]
         settings = Settings(fold=plan.fold, byzantine=plan.byzantine)
         recipe = Recipe(method=method(settings, None, len(sources)).chunk, base=plan.base, bases=bases)
-        folded = fold_shard(sources, plan.header, slice.shard, recipe, depth=plan.depth, chunk=plan.chunk)
         head = [_header(plan.header, plan.about)] if number == 0 else []
-        with suppress(_Gone):
+        shard = fold_shard(sources, plan.header, slice.shard, recipe, depth=plan.depth, chunk=plan.chunk)
+        with suppress(_Gone), closing(shard) as folded:
             _put(uploads, plan, slice, chain(head, folded))
 
 
 def assemble(
-    ledger: Ledger, uploads: Uploads, site: Site, told: Sequence[Told],
+    ledger: Ledger, uploads: Uploads, apart: Site, told: Sequence[Told],
     objects: Objects, round: Round, arrivals: Sequence[Arrival], settings: Settings,
-    model: Header, own: ChunkFold | None, hide: Hide | None = None, alone: Site = ALONE,
+    model: Header, own: ChunkFold | None, hide: Hide | None = None, site: Site = ALONE,
 ) -> Made:  # fmt: skip
     """The round's model, of the parts that were put (`Folder`, with the first four given); what is not cut is
-    folded here. `site` is that of `prepare`, `told` what the functions found.
+    folded here, and `site` says how far off the objects are. `apart`: the site of `prepare`; `told`: what
+    the functions found.
 
     Raises Unfit for what they found, and Unfinished where parts are missing.
     """
     updates, at = set_of(arrivals), place(round)
     found = ledger.folding(at)
     if found is None or found[0].updates != updates:
-        prepare(ledger, objects, uploads, site, round, arrivals, settings)
+        prepare(ledger, objects, uploads, apart, round, arrivals, settings)
         found = ledger.folding(at)
     if found is None or found[0].updates != updates:
         raise Unfinished(f"{at}: a smaller set of updates is folded")
     folding = found[0]
     if hide is not None or not folding.shards:
-        return fold_round(objects, round, arrivals, settings, model, own, hide, alone)
+        return fold_round(objects, round, arrivals, settings, model, own, hide, site)
     mine = [each for each in told if each.plan == folding.plan and each.unfit]
     if mine:
         names = dict.fromkeys(name for each in mine for name in each.unfit)
@@ -229,7 +230,7 @@ def assemble(
             raise Unfinished(f"{at}: not all parts are there")
         digest = _digest(objects, plan)
     except KeyError:  # by a rule of the bucket, or by somebody's hand
-        prepare(ledger, objects, uploads, site, round, arrivals, settings, lost=folding.plan)
+        prepare(ledger, objects, uploads, apart, round, arrivals, settings, lost=folding.plan)
         raise Unfinished(f"{at}: the upload is gone, and was begun again") from None
     return Made(plan.model, digest)
 
@@ -301,15 +302,15 @@ def _digest(objects: Objects, plan: Plan) -> str:
     """The sha256 of the finished object, which is the plan's: its header tells of how many updates it is.
     Raises KeyError if it is another one."""
     digest, header = hashlib.sha256(), _header(plan.header, plan.about)
-    with closing(objects.open(plan.model)) as reader:
-        for offset, data in _ahead(reader, plan.size):
+    with closing(objects.open(plan.model)) as reader, closing(_ahead(reader, plan.size)) as pieces:
+        for offset, data in pieces:
             if offset == 0 and not data[: len(header)] == header[: len(data)]:
                 raise KeyError(plan.model)
             digest.update(data)
     return digest.hexdigest()
 
 
-def _ahead(reader: Reader, size: int) -> Iterator[tuple[int, bytearray]]:
+def _ahead(reader: Reader, size: int) -> Generator[tuple[int, bytearray], None, None]:
     """The object in order, many reads in flight."""
 
     def piece(offset: int) -> bytearray:

@@ -8,7 +8,8 @@ is never the same: with it each folder has a key of its own (hiding.py).
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from functools import partial
 from itertools import chain
 from typing import Protocol
@@ -113,7 +114,8 @@ def fold_round(
         header = write_header(model.layout, msgspec.json.encode(about))
         digest = hashlib.sha256()
         key = layout.model(round.run, version, release)
-        objects.put(key, _hashed(chain([header], passes(recipe)), digest.update))
+        with closing(passes(recipe)) as folded:
+            objects.put(key, _hashed(chain([header], folded), digest.update))
     return Made(key, digest.hexdigest(), release)
 
 
@@ -130,7 +132,9 @@ def release_of(model: Header) -> int:
     return msgspec.json.decode(model.metadata, type=ModelHeader).release
 
 
-def _passes(site: Site, sources: Sequence[Source], model: Header, recipe: Recipe) -> Iterator[memoryview]:
+def _passes(
+    site: Site, sources: Sequence[Source], model: Header, recipe: Recipe
+) -> Generator[memoryview, None, None]:
     how = plan_fold(model, len(sources), 0, site)
     for shard in how.shards:
         yield from fold_shard(

@@ -7,7 +7,7 @@ Each pass folds the updates again, so that memory stays that of a chunk. Every f
 from the same inputs: a step that is taken again writes the same bytes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
 from functools import partial
 from typing import Any
@@ -56,12 +56,13 @@ class Stepping:
         """Write the next state. → what makes the next model of the mean, for the fold's last pass."""
         known = self._objects.size(layout.state(self._run, self._base)) is not None
 
-        def parts() -> Iterator[bytes | memoryview]:
+        def parts() -> Generator[bytes | memoryview, None, None]:
             yield self._header
             for which in range(len(self._optimizer.state)):
                 yield from fold(partial(self._after, known, which))
 
-        self._objects.put(self._to, parts())
+        with closing(parts()) as made:
+            self._objects.put(self._to, made)
         return partial(self._after, known, None)
 
     def _after(self, known: bool, which: int | None, chunk: Chunk, mean: Array) -> Array:

@@ -10,8 +10,9 @@ is cut, whoever works on it.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from functools import lru_cache
 from typing import Any
 
@@ -29,6 +30,7 @@ from fleetfold.fold.tensors import DTYPES, Header
 
 Array = NDArray[Any]
 Floats = NDArray[np.float64]
+Results = Generator[Array, None, None]
 
 ROWS = 4
 """Updates that one pass adds."""
@@ -60,8 +62,9 @@ def fold_shard(
     depth: int = 1,
     chunk: int = CHUNK,
     kernel: Kernel = KERNEL,
-) -> Iterator[memoryview]:
-    """The folded bytes of a shard (None: all) of the model's tensors: pieces, to be written in turn.
+) -> Generator[memoryview, None, None]:
+    """The folded bytes of a shard (None: all) of the model's tensors: pieces, to be written in turn; closed
+    by who does not want them all, for threads are at work.
 
     Sources are folded in the order given. threads: pieces at work at once, each reading for itself. depth:
     reads in flight, for a store that answers late; then one thread computes. Raises Unfit, naming the
@@ -74,10 +77,10 @@ def fold_shard(
         most = min(chunk, max(1, BLOCK // (8 * len(sources))))
     pieces = fold.pieces(shard or whole, most)
     if depth > 1:
-        results: Iterator[Array] = fold.ahead(pieces, depth)
+        results = fold.ahead(pieces, depth)
     else:
         many = threads > 1 and (model.size > 8 * chunk or len(sources) > BATCH)
-        results = _in_order(fold.inline, pieces, threads) if many else map(fold.inline, pieces)
+        results = _in_order(fold.inline, pieces, threads) if many else (fold.inline(p) for p in pieces)
     return fold.whole(results, shard or whole, most)
 
 
@@ -137,7 +140,7 @@ class _Fold:
     def inline(self, piece: _Piece) -> Array:
         return self.work(piece, self._rows(piece))
 
-    def ahead(self, pieces: Iterable[_Piece], depth: int) -> Iterator[Array]:
+    def ahead(self, pieces: Iterable[_Piece], depth: int) -> Results:
         """The same, with `depth` reads in flight, also of the pieces that come next."""
         waiting: deque[tuple[_Piece, deque[Future[Array]]]] = deque()
         coming = iter(pieces)
@@ -194,19 +197,20 @@ class _Fold:
             return total.copy()
         return self._finished(chunk, mix, self._with_models(chunk, mix, total))
 
-    def whole(self, results: Iterator[Array], shard: Shard, most: int) -> Iterator[memoryview]:
+    def whole(self, results: Results, shard: Shard, most: int) -> Generator[memoryview, None, None]:
         """Results of pieces as bytes, those of one chunk added up in their order."""
         total: Array | None = None
-        for piece, result in zip(self.pieces(shard, most), results, strict=True):
-            n = len(piece.mix.members)
-            if piece.stop - piece.begin == n:
-                yield _bytes(result)
-                continue
-            total = result if total is None else np.add(total, result, out=total)
-            if piece.stop == n:
-                made = self._with_models(piece.chunk, piece.mix, total)
-                yield _bytes(self._finished(piece.chunk, piece.mix, made))
-                total = None
+        with closing(results):
+            for piece, result in zip(self.pieces(shard, most), results, strict=True):
+                n = len(piece.mix.members)
+                if piece.stop - piece.begin == n:
+                    yield _bytes(result)
+                    continue
+                total = result if total is None else np.add(total, result, out=total)
+                if piece.stop == n:
+                    made = self._with_models(piece.chunk, piece.mix, total)
+                    yield _bytes(self._finished(piece.chunk, piece.mix, made))
+                    total = None
 
     def _straight(self, piece: _Piece) -> Array | None:
         """Folded in one go, where files of fp32 are summed and nothing else is to be done; None elsewhere,
@@ -349,7 +353,7 @@ def stored(values: Floats, code: str, kernel: Kernel = KERNEL) -> Array:
     return out
 
 
-def _in_order(work: Callable[[_Piece], Array], pieces: Iterable[_Piece], threads: int) -> Iterator[Array]:
+def _in_order(work: Callable[[_Piece], Array], pieces: Iterable[_Piece], threads: int) -> Results:
     """Results in the order of the pieces, a few of them at work at once and no more waiting."""
     with ThreadPoolExecutor(threads) as pool:
         pending: deque[Future[Array]] = deque()
