@@ -19,9 +19,10 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from fleetfold import layout
 from fleetfold.adapters import stores
 from fleetfold.aws import template, watching
-from fleetfold.coordinator import cutting
+from fleetfold.coordinator import cutting, sources
 from fleetfold.errors import BadConfig
 from fleetfold.fold.plan import LAMBDA, Plan, Shard, plan_fold
 from fleetfold.fold.tensors import Header, bytes_of, parse_header, write_header
@@ -206,9 +207,9 @@ def work(model: Header, *, codec: str = "full", topk: Share = 0.01, devices: int
 
 def plain(size: int) -> Header:
     """A model of that many bytes of fp32, for one that is only imagined."""
-    layout = {"model": ("F32", (max(1, size // 4),))}
-    head = write_header(layout, b"{}")
-    return parse_header(head, len(head) + bytes_of(*layout["model"]))
+    one = {"model": ("F32", (max(1, size // 4),))}
+    head = write_header(one, b"{}")
+    return parse_header(head, len(head) + bytes_of(*one["model"]))
 
 
 # A round of ours
@@ -273,8 +274,7 @@ MEMORY_OF_OTHERS, MEMORY_OF_FOLDERS = (
     int(template.template()["Parameters"][name]["Default"]) for name in ("Memory", "FoldMemory")
 )
 """MB of the functions as they are deployed, if nothing else is said."""
-PARTED = 32 * MIB
-"""Bytes from which a device sends an update in parts."""
+PARTED = layout.PART
 DIFFERENCES = ("int8", "topk")
 """Codecs of which an update is the difference to the model that it was trained from."""
 POLLS = 5 * 3
@@ -289,12 +289,20 @@ def _largest(shards: Sequence[Shard]) -> int:
 
 
 def _reads(plan: Plan, work: Work) -> int:
-    """Requests that read: each folder opens each update, and reads it in chunks, by requests of stores.PART
-    at most. Of differences it reads the model that they are of as well."""
-    each = work.update / max(1, work.model) * min(4 * plan.chunk, _largest(plan.shards))
-    pieces = (plan.requests - len(plan.shards)) // max(1, work.arrived)  # of one update, by all folders
-    models = pieces + len(plan.shards) if work.codec in DIFFERENCES else 0
-    return work.arrived * (pieces * max(1, ceil(each / stores.PART)) + len(plan.shards)) + models
+    """Requests that read. Where the fold is cut, one for each span of each update in each shard, or for what
+    of it lies in one of the parts that a large update is delivered in; of top-k many small ones. Of
+    differences the model is read as well, that they are of."""
+    shards = len(plan.shards)
+    pieces = max(1, (plan.requests - shards) // max(1, work.arrived))  # of one update, by all folders
+    own = 1 if work.codec in DIFFERENCES else 0
+    if shards == 1:  # opened, then read in chunks
+        return work.arrived * (1 + pieces) + own * (1 + pieces)
+    spans = {"int8": 2, "topk": 3}.get(work.codec, 1)
+    crossed = ceil(work.update / PARTED) - 1  # ends of parts, each in one of the shards
+    loose = ceil(work.update / sources.LOOSE) if work.codec == "topk" else 0
+    if work.arrived > sources.FLOWING:
+        return work.arrived * (pieces * spans + 2 * shards) + own * (pieces + shards)
+    return work.arrived * (shards * spans + crossed + loose) + own * shards
 
 
 def _writes(plan: Plan, work: Work) -> int:
@@ -330,8 +338,9 @@ def _counts(plan: Plan, work: Work, shape: Shape, steps: Sequence[Step]) -> Iter
     yield "round", "DynamoDB, writes", "dynamodb_write", (10 + batches) * record + n + 4 * work.invited
     yield "round", "DynamoDB, reads", "dynamodb_read", (20 + 4 * batches) * record + 4 * n + work.invited
     yield "round", "SQS", "sqs_request", 2 * n + 2 * (batches + reports)
-    yield "round", "S3, other reads", "s3_get", 2 * n + 10
-    yield "round", "S3, other writes", "s3_put", 3
+    parts = ceil(work.update / PARTED)  # to look at a large update, all of them are listed and opened
+    yield "round", "S3, other reads", "s3_get", n * (2 if parts == 1 else 3 + 3 * parts) + 10
+    yield "round", "S3, other writes and lists", "s3_put", 3 + (2 * n if parts > 1 else 0)
     yield "round", "CloudWatch, numbers of the run", "metric_month", METRICS * work.minutes / MONTH
     yield "round", "CloudWatch, logs", "logs_gb", (calls + shards) * 2048 / GIB
     days = template.UNCHANGED_DAYS / 30
