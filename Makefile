@@ -5,7 +5,7 @@ BIN := .venv/bin
 # The hub's broker, and what examples/shell-device and a test of clocks need: Debian's packages.
 DEBIAN := mosquitto mosquitto-clients curl jq faketime
 
-.PHONY: demo test lint bench fuzz fleet weather debian clean
+.PHONY: demo test test-aws lint bench fuzz fleet weather debian clean
 
 demo: .venv/ready
 	@$(BIN)/fleetfold demo
@@ -33,6 +33,12 @@ fleet: .venv/ready debian
 weather: .venv/ready debian
 	@WEATHER=60 $(BIN)/pytest -s -m fleet tests/hub -k links
 
+# The whole service on an emulated AWS, which is installed into .venv-aws (a few minutes the first time),
+# started, and stopped with the tests.
+test-aws: .venv/ready debian
+	@$(BIN)/python -m tests.aws.stack.environments
+	@$(BIN)/pytest -s -m aws tests/aws
+
 debian:
 	@for program in mosquitto mosquitto_sub curl jq faketime; do \
 	  PATH="$$PATH:/usr/sbin" command -v $$program > /dev/null || missing=yes; done; \
@@ -50,4 +56,4 @@ debian:
 	@touch $@
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-aws .mypy_cache .ruff_cache .import_linter_cache .hypothesis

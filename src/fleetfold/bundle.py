@@ -1,12 +1,14 @@
 """What a device is given to join a fleet: one file with who it is, whom it trusts and where they are.
 
-    enroll ─▶ device-3.bundle (0600) ─▶ join
+    enroll ─▶ device-3.bundle (0600) ─▶ join          claim ─▶ the same file for many ─▶ join --device NAME
 
 The key is in it, unless the device made its own and sent a signing request: then it adds it on its side.
+A claim says of nobody who it is: whoever has it may become a new device of the fleet, with a key of its own.
 """
 
 import os
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from msgspec import Struct
@@ -27,17 +29,39 @@ class Bundle(Struct, frozen=True, kw_only=True):
     key: str = ""
 
 
+class Claim(Struct, frozen=True, kw_only=True):
+    """The right to become a device; `template`: what IoT Core makes it by."""
+
+    v: int = 1
+    fleet: str
+    template: str
+    brokers: tuple[str, ...]
+    authority: str
+    certificate: str
+    key: str
+
+
 def load(path: Path) -> Bundle:
     """Raises BadConfig."""
+    found = opened(path)
+    if isinstance(found, Claim):
+        raise BadConfig(f"{path} is a claim, for many", next=f"fleetfold join {path} --device NAME")
+    return found
+
+
+def opened(path: Path) -> Bundle | Claim:
+    """Raises BadConfig."""
     try:
-        return msgspec.json.decode(path.read_bytes(), type=Bundle)
+        data = path.read_bytes()
+        is_claim = "template" in msgspec.json.decode(data, type=dict[str, Any])
+        return msgspec.json.decode(data, type=Claim) if is_claim else msgspec.json.decode(data, type=Bundle)
     except OSError as error:
         raise BadConfig(f"{path}: {error.strerror}", next="fleetfold enroll DEVICE on the hub") from None
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BadConfig(f"{path} is no bundle: {error}", next="fleetfold enroll DEVICE on the hub") from None
 
 
-def save(bundle: Bundle, path: Path) -> None:
+def save(bundle: Bundle | Claim, path: Path) -> None:
     private(path, msgspec.json.format(msgspec.json.encode(bundle)) + b"\n")
 
 

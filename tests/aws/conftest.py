@@ -14,12 +14,15 @@ from fleetfold.adapters import boto
 from tests.aws import moto_double
 from tests.hub.conftest import free_port
 
+SERIAL = count(1)
+"""Of what is made in the emulator, which outlives a module."""
+
 
 class Aws:
     """The emulator at `url`."""
 
     def __init__(self, url: str) -> None:
-        self.url, self._serial, self._clients = url, count(1), dict[str, Any]()
+        self.url, self._clients = url, dict[str, Any]()
 
     def client(self, service: str, **about: Any) -> Any:
         """boto3's, as the adapters want it; one for each service, unless it is `about` something."""
@@ -31,12 +34,12 @@ class Aws:
 
     def table(self) -> str:
         """The name of a fresh table, with its index."""
-        name = f"table-{next(self._serial)}"
+        name = f"table-{next(SERIAL)}"
         self.client("dynamodb").create_table(TableName=name, **TABLE)
         return name
 
     def bucket(self) -> str:
-        name = f"bucket-{next(self._serial)}"
+        name = f"bucket-{next(SERIAL)}"
         where = {"LocationConstraint": moto_double.ENVIRONMENT["AWS_REGION"]}
         self.client("s3").create_bucket(Bucket=name, CreateBucketConfiguration=where)
         return name

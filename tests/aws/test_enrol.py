@@ -18,7 +18,8 @@ from moto import mock_aws
 
 from fleetfold import bundle
 from fleetfold.adapters.memory import MemoryRecords
-from fleetfold.aws.enrol import ROOTS, Place, clear, enroll, newest, revoke
+from fleetfold.aws import claims
+from fleetfold.aws.enrol import ROOTS, Account, Place, clear, enroll, newest, revoke
 from fleetfold.aws.policies import device_policy
 from fleetfold.device import keys
 from fleetfold.errors import BadConfig, Unavailable
@@ -293,6 +294,22 @@ def test_when_all_is_cleared_nothing_of_the_fleet_is_left_and_nothing_else_is_go
     assert clear(iot, records, PLACE) == ["a", "b", "c"]
     assert iot.list_certificates()["certificates"] == []
     assert [thing["thingName"] for thing in iot.list_things()["things"]] == ["other"]
+
+
+def test_a_claim_has_the_claims_policy_and_no_more_and_all_are_revoked_at_once(
+    iot: Any, records: MemoryRecords
+) -> None:
+    iot.create_policy(policyName="claims", policyDocument="{}")
+    enroll(iot, records, PLACE, "press-7", 1000.0)
+    account = Account(iot, None, records, PLACE)
+    made = [claims.claim(account, "claims", "main-join") for _ in range(2)]
+    assert made[0].key != made[1].key
+    assert (made[0].template, made[0].brokers) == ("main-join", PLACE.brokers)
+    assert len(counting(iot)) == 3
+    assert len(iot.list_targets_for_policy(policyName="claims")["targets"]) == 2
+    assert claims.revoke(iot, "claims") == 2
+    assert claims.revoke(iot, "claims") == 0
+    assert right(iot, records)
 
 
 PUBLISHED = {

@@ -55,6 +55,7 @@ def unreached(request: AWSPreparedRequest) -> AWSResponse | None:
     raise ConnectTimeoutError(endpoint_url=request.url)
 
 
+SENT: Fate = lambda request: None  # noqa: E731
 THROTTLED = refused("ProvisionedThroughputExceededException")
 LOST: Fate = lost
 UNREACHED: Fate = unreached

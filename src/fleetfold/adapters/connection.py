@@ -51,7 +51,7 @@ ALPN = ["x-amzn-mqtt-ca"]
 
 class Connection:
     """`addresses`: tried in turn, the one that works is kept. `context` makes its TLS, and no other's.
-    `pauses`: seconds after the first loss, and at most. `in_flight`: see IN_FLIGHT.
+    `pauses`: seconds after the first loss, and at most. `in_flight`, `session`: see IN_FLIGHT, SESSION.
 
     Whoever uses it sets `filters` (topics that it subscribes to), `heard(message, receipt)`, which is to lead
     to `acknowledge(receipt)` sooner or later, `changed(session)` after each connection: whether the broker
@@ -61,12 +61,12 @@ class Connection:
 
     def __init__(
         self, client: str, addresses: tuple[str, ...], context: ssl.SSLContext, *,
-        pauses: tuple[float, float] = (FIRST, MOST), in_flight: int = IN_FLIGHT,
+        pauses: tuple[float, float] = (FIRST, MOST), in_flight: int = IN_FLIGHT, session: int = SESSION,
     ) -> None:  # fmt: skip
         self._id, self._addresses, self._context, self._pauses = client, addresses, context, pauses
-        self._in_flight = in_flight
+        self._in_flight, self._expiry = in_flight, session
         self.filters: tuple[str, ...] = ()
-        self.heard: Callable[[MQTTMessage, str], None] = lambda message, receipt: None
+        self.heard: Callable[[Any, str], None] = lambda message, receipt: None
         self.changed: Callable[[bool], None] = lambda session: None
         self.lost: Callable[[], None] = lambda: None
         self.will: tuple[str, bytes] | None = None
@@ -206,7 +206,9 @@ class Connection:
 
     def _connect(self) -> None:
         parts = urlsplit(self.address)
-        about = properties(PacketTypes.CONNECT, SessionExpiryInterval=SESSION, ReceiveMaximum=self._in_flight)
+        about = properties(
+            PacketTypes.CONNECT, SessionExpiryInterval=self._expiry, ReceiveMaximum=self._in_flight
+        )
         port = parts.port or (443 if parts.scheme == "wss" else 8883)
         if self.will:
             self._client.will_set(self.will[0], self.will[1], qos=1, retain=True)

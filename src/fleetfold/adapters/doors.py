@@ -19,7 +19,7 @@ from typing import NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from fleetfold.bundle import Bundle
+from fleetfold.bundle import Bundle, Claim
 from fleetfold.errors import BadConfig, BadUpdate, Unavailable
 
 CHUNK = 256 << 10
@@ -38,7 +38,7 @@ class Broken(Unavailable):
     """The connection, or the door's patience: the same may well be tried again."""
 
 
-def context(bundle: Bundle) -> ssl.SSLContext:
+def context(bundle: Bundle | Claim) -> ssl.SSLContext:
     """TLS between this device and its hub. Raises BadConfig."""
     try:
         made = ssl.create_default_context(cadata=bundle.authority)

@@ -9,16 +9,15 @@ wanted is told by the message's own remaining time, or by the broker's silence.
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
-from paho.mqtt.client import MQTTMessage
 from paho.mqtt.packettypes import PacketTypes
 
 from fleetfold import layout
-from fleetfold.adapters.connection import Connection, properties
+from fleetfold.adapters.connection import properties
 from fleetfold.errors import Unavailable, shown
 from fleetfold.messages import (
     LONGEST,
@@ -44,10 +43,28 @@ TO_DEVICES: dict[str, "msgspec.json.Decoder[Any]"] = {
 }
 
 
+class Wire(Protocol):
+    """A `Connection`, or what does the same by another way."""
+
+    filters: tuple[str, ...]
+    heard: Callable[[Any, str], None]
+    changed: Callable[[bool], None]
+    lost: Callable[[], None]
+    will: tuple[str, bytes] | None
+    address: str
+    why: str
+    connected: bool
+
+    def start(self) -> None: ...
+    def close(self, *, will: bool = False) -> None: ...
+    def post(self, topic: str, payload: bytes, retain: bool, about: Any = None) -> None: ...
+    def acknowledge(self, receipt: str) -> None: ...
+
+
 class MqttLink:
     """The device's end: `Link` for one device, and what else it has to say and to hear."""
 
-    def __init__(self, connection: Connection, fleet: str, device: str, timer: Callable[[], float]) -> None:
+    def __init__(self, connection: Wire, fleet: str, device: str, timer: Callable[[], float]) -> None:
         self._connection, self._fleet, self._device, self._timer = connection, fleet, device, timer
         self._lock, self._granting = threading.Lock(), threading.Condition()
         self._news = threading.Event()
@@ -173,14 +190,14 @@ class MqttLink:
             self._publish("presence", presence, retain=True)
         self.wake()
 
-    def _heard(self, message: MQTTMessage, receipt: str) -> None:
+    def _heard(self, message: Any, receipt: str) -> None:
         word = message.topic.rpartition("/")[2]
         if word in TO_DEVICES:
             self._take(word, message)
         self._connection.acknowledge(receipt)
         self.wake()
 
-    def _take(self, word: str, message: MQTTMessage) -> None:
+    def _take(self, word: str, message: Any) -> None:
         if word == "task" and not message.payload:
             with self._lock:
                 self._withdrawn = self._withdrawn or self._current is not None

@@ -34,12 +34,13 @@ _CLIENT: dict[str, Any] = {"timeout": timedelta(seconds=60), "connect_timeout": 
 _RETRY: dict[str, Any] = {"max_retries": 5, "retry_timeout": timedelta(seconds=30)}
 
 
-def open_store(url: str) -> "StoreObjects":
-    """The store at `url` (vendors.py), which has answered once. Raises BadConfig, Unavailable."""
+def open_store(url: str, **about: Any) -> "StoreObjects":
+    """The store at `url` (vendors.py), which has answered once. `about`: what obstore is told besides, such as
+    a provider of credentials. Raises BadConfig, Unavailable."""
     url = checked_url(url)
     options = {**_CLIENT, "allow_http": is_plain(url)}
     try:
-        store: Any = from_url(url, client_options=options, retry_config=_RETRY)  # type: ignore[call-overload]
+        store: Any = from_url(url, client_options=options, retry_config=_RETRY, **about)  # type: ignore[call-overload]
     except (BaseError, ValueError) as error:
         raise BadConfig(f"{url} cannot be opened: {first_line(error)}") from None
     objects = StoreObjects(store, url, longest=LONGEST_BY_ROLE if is_by_role(url) else LONGEST)

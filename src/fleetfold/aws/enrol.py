@@ -111,7 +111,7 @@ def account(stack: Stack) -> Account:
 def enroll(iot: Any, records: Records, place: Place, device: str, now: float, csr: str = "") -> Bundle:
     """Make the device one of the fleet. `iot`: boto3's client of that name. `csr`: the device's signing
     request; without, its key is made here. What it had before counts no more. Raises BadConfig."""
-    request, key = (_checked(csr), "") if csr else _request(_thing_name(device))
+    request, key = (_checked(csr), "") if csr else signing_request(_thing_name(device))
     thing = Service(iot, f"thing {_thing_name(device)}")
     _make(thing, place, device)
     try:
@@ -196,11 +196,11 @@ def change(records: Records, device: str, how: Callable[[Credential | None], Cre
 # Keys
 
 
-def _request(device: str) -> tuple[str, str]:
+def signing_request(name: str) -> tuple[str, str]:
     """A signing request, and the key that it is for."""
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, device)])
-    signed = x509.CertificateSigningRequestBuilder().subject_name(name).sign(key, hashes.SHA256())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    signed = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
     secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     return signed.public_bytes(Encoding.PEM).decode(), secret.decode()
 

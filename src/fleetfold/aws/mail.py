@@ -44,7 +44,7 @@ class Said(Struct, frozen=True):
     answers: tuple[tuple[str, Answer], ...] = ()
 
 
-class _Sent(Struct):
+class _Sent(Struct, frozen=True):
     sent: str = msgspec.field(name="SentTimestamp", default="0")
 
 

@@ -18,7 +18,6 @@ FUNCTIONS = ("initiate", "collect", "status", "tick", "fold_shard", "publish")
 REASONS: Mapping[str, str] = {
     "Updates": "the updates and the plan of any run, which is named when it is begun",
     "Objects": "keys of one run are below runs/, and a run is named when it is begun",
-    "ObjectsByPrefix": "lists are limited to runs/ by the condition; 404 for what is absent needs this right",
     "Parts": "the models of any run, which is named when it is begun; updates cannot be written by it",
     "Invite": "any device of the fleet may be invited: only its task and grant, never another fleet's",
     "Wake": "schedules are named after run and minute; only in the stack's own group",
@@ -28,7 +27,6 @@ REASONS: Mapping[str, str] = {
     "Children": "executions are named by Step Functions; only those of the stack's own state machine",
     "Token": "ecr:GetAuthorizationToken knows no resources (service authorization reference)",
     "Track": "a task of Fargate is named by ECS; only those of the stack's own cluster",
-    "Watch": "ECS tells Step Functions of the end of a task by this one rule, which Step Functions names",
     "OnlyOverTls": "a refusal, of everybody and of everything, where the wire is not encrypted",
 }
 """Why a statement has a `*` in a resource or an action; by its Sid. There is no other such statement."""

@@ -23,12 +23,10 @@ from fleetfold.aws.mail import Message
 from fleetfold.aws.workflow import Standing, Wait
 from fleetfold.coordinator import Coordinator, cutting, errands
 from fleetfold.coordinator.cutting import Told, Unfinished
-from fleetfold.coordinator.folding import AWAY
 from fleetfold.coordinator.granting import grant
 from fleetfold.coordinator.opening import extend
 from fleetfold.coordinator.policy import policies
 from fleetfold.errors import BadConfig, Unavailable, blame, shown
-from fleetfold.fold.plan import LAMBDA
 from fleetfold.fold.recipe import Unfit
 from fleetfold.ledger import Folding, Ledger, place
 from fleetfold.messages import Kind, encode
@@ -157,12 +155,11 @@ def _coordinator(
 ) -> Coordinator:
     """`found`: what the shards' functions did. Raises BadConfig where the run's settings name what is not
     here."""
-    site = replace(LAMBDA, folders=cloud.folders)
-    elsewhere = partial(cutting.prepare, cloud.ledger, cloud.objects, cloud.uploads, site)
-    made = partial(cutting.assemble, cloud.ledger, cloud.uploads, site, found)
+    elsewhere = partial(cutting.prepare, cloud.ledger, cloud.objects, cloud.uploads, cloud.site)
+    made = partial(cutting.assemble, cloud.ledger, cloud.uploads, cloud.site, found)
     return Coordinator(
         run.name, cloud.ledger, cloud.objects, cloud.bus(letters), cloud.alarm, policies(run.settings),
-        cloud.clock, sole=urgent, site=AWAY, elsewhere=elsewhere, made=made, ignored=cloud.ignored,
+        cloud.clock, sole=urgent, site=replace(cloud.site, folders=1), elsewhere=elsewhere, made=made, ignored=cloud.ignored,
     )  # fmt: skip
 
 

@@ -4,7 +4,9 @@ import time
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from cyclopts import Parameter
 
 from fleetfold.bundle import save
 from fleetfold.errors import BadConfig
@@ -34,6 +36,37 @@ def revoke(names: Sequence[str], stack: str) -> None:
     for name in names:
         how = enrol.revoke(account.iot, account.data, account.records, account.place, name, time.time())
         print(f"{name}: revoked, {how}")
+
+
+def claim(
+    *,
+    out: Annotated[Path, Parameter(help="the file to write, for all of the new devices")] = Path(
+        "claim.bundle"
+    ),
+    revoke: Annotated[bool, Parameter(help="have none of this fleet count any more", negative="")] = False,
+    stack: Annotated[str, Parameter(help="which stack, if this machine knows several")] = "",
+) -> None:
+    """Make a claim: one file by which many devices join, each under a name of its own that is still free.
+
+    Whoever has it may become a device of the fleet: keep it like a key, and revoke it when all are in.
+
+    **Examples**
+
+    - `fleetfold aws claim` and on each device `fleetfold join claim.bundle --device press-7 --app my-app`
+    - `fleetfold aws claim --revoke`
+    """
+    account, _ = _account(stack)
+    from fleetfold.aws import claims
+    from fleetfold.aws.stack import load
+
+    policy, template = claims.names(load(home(), stack))
+    if revoke:
+        count = claims.revoke(account.iot, policy)
+        print(f"{count} claim{'' if count == 1 else 's'} of fleet {account.place.fleet}: void")
+        return
+    save(claims.claim(account, policy, template), out)
+    print(f"{out}: whoever has it may become a device of fleet {account.place.fleet}")
+    print(f"  next: on each device, fleetfold join {out} --device NAME")
 
 
 def _account(stack: str) -> tuple[Any, Any]:

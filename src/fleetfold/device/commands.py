@@ -19,7 +19,7 @@ import msgspec
 
 from fleetfold import bundle
 from fleetfold.adapters.lock import held
-from fleetfold.bundle import Bundle
+from fleetfold.bundle import Bundle, Claim
 from fleetfold.device import keys, status, terms, unit
 from fleetfold.device.conditions import root
 from fleetfold.device.log import Log
@@ -78,8 +78,7 @@ def join(given: argparse.Namespace) -> int:
     _check_app(chosen)
     home.path.mkdir(mode=0o700, parents=True, exist_ok=True)
     if given.bundle is not None:
-        key = Path(given.key) if given.key else None
-        terms.take_in(home, keys.with_key(bundle.load(Path(given.bundle)), key))
+        _take_in(home, given)
     if not home.bundle.exists():
         raise BadConfig(f"{home.path} belongs to no fleet yet", next="fleetfold join BUNDLE --app FOLDER")
     if flags:
@@ -90,6 +89,20 @@ def join(given: argparse.Namespace) -> int:
         return _run(
             home, bundle.load(home.bundle), chosen, given, trial=given.bundle is not None or "app" in flags
         )
+
+
+def _take_in(home: Home, given: argparse.Namespace) -> None:
+    """Make the home that of the device that the bundle, or the claim and a name, are for."""
+    place, key = Path(given.bundle), Path(given.key) if given.key else None
+    if not given.device:
+        terms.take_in(home, keys.with_key(bundle.load(place), key))
+        return
+    found = bundle.opened(place)
+    if not isinstance(found, Claim):
+        raise BadConfig(f"--device is for a claim; {place} is the bundle of {found.device}")
+    from fleetfold.device.claim import become, lets_in
+
+    become(home, found, given.device, wiring.provisioning, lets_in(wiring.link))
 
 
 def _run(home: Home, mine: Bundle, chosen: Terms, given: argparse.Namespace, *, trial: bool) -> int:
@@ -187,11 +200,14 @@ def _join_parser(commands: Any) -> None:
         "fleetfold join press-7.bundle --app my-app",
         "fleetfold join press-7.bundle --app my-app --require charging,unmetered --daily-bytes 200MB",
         "fleetfold join press-7.bundle --app my-app --systemd",
+        "fleetfold join claim.bundle --device press-8 --app my-app",
         "fleetfold join                     # goes on as it was told before",
     )  # fmt: skip
     parser.add_argument("bundle", nargs="?", metavar="BUNDLE", help="the file from fleetfold enroll")
     parser.add_argument("--home", default="", metavar="FOLDER", help=_HOME)
     parser.add_argument("--key", default="", metavar="FILE", help="its key, if the device made its own")
+    parser.add_argument("--device", default="", metavar="NAME",
+                        help="with a claim: the name that this device is to have")  # fmt: skip
     parser.add_argument("--systemd", nargs="?", const="", metavar="-",
                         help="write a unit for systemd instead, or print it (-)")  # fmt: skip
     for name in terms.NAMES:

@@ -10,10 +10,10 @@ is cut, whoever works on it.
 """
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,8 @@ Results = Generator[Array, None, None]
 
 ROWS = 4
 """Updates that one pass adds."""
+AT_ONCE = 32
+"""Reads in flight, where they are smaller than a chunk."""
 GROUP = 32
 """Updates that are summed in 32 bits before the sum goes on in 64. It depends on nothing, so that the
 order of rounding depends on the order of updates alone."""
@@ -77,7 +79,7 @@ def fold_shard(
         most = min(chunk, max(1, BLOCK // (8 * len(sources))))
     pieces = fold.pieces(shard or whole, most)
     if depth > 1:
-        results = fold.ahead(pieces, depth)
+        results = fold.ahead(pieces, depth, most)
     else:
         many = threads > 1 and (model.size > 8 * chunk or len(sources) > BATCH)
         results = _in_order(fold.inline, pieces, threads) if many else (fold.inline(p) for p in pieces)
@@ -138,64 +140,117 @@ class _Fold:
     # Pieces
 
     def inline(self, piece: _Piece) -> Array:
-        return self.work(piece, self._rows(piece))
+        return self.work(piece, self._rows(piece) if self.recipe.method is None else None, {})
 
-    def ahead(self, pieces: Iterable[_Piece], depth: int) -> Results:
-        """The same, with `depth` reads in flight, also of the pieces that come next."""
-        waiting: deque[tuple[_Piece, deque[Future[Array]]]] = deque()
-        coming = iter(pieces)
-        with ThreadPoolExecutor(depth) as pool:
+    def ahead(self, pieces: Iterable[_Piece], depth: int, most: int) -> Results:
+        """The same, with `depth` reads of `most` elements in flight, or more smaller ones, also of the pieces
+        that come next."""
+        waiting: deque[tuple[_Piece, int, deque[Future[Array]]]] = deque()  # with the number of its reads
+        under_way = 0  # elements that are asked for and not taken
+
+        def asked() -> Iterator[tuple[deque[Future[Array]], Callable[[], Array], int]]:
+            for piece in pieces:
+                reads, futures = self._reads(piece), deque[Future[Array]]()
+                waiting.append((piece, len(reads), futures))
+                for read in reads:
+                    yield futures, read, piece.chunk.count
+
+        coming = asked()
+        with ThreadPoolExecutor(max(depth, AT_ONCE)) as pool:
 
             def fill() -> None:
-                while sum(len(futures) for _, futures in waiting) < depth:
-                    piece = next(coming, None)
-                    if piece is None:
+                nonlocal under_way
+                while under_way < depth * most and sum(len(found) for *_, found in waiting) < 2 * AT_ONCE:
+                    futures, read, count = next(coming, (None, None, 0))
+                    if futures is None or read is None:
                         return
-                    members = piece.mix.members[piece.begin : piece.stop]
-                    rows = piece.chunk.stretch.is_float and self.recipe.method is None
-                    waiting.append((piece, deque()))
-                    for member in members if rows else ():
-                        waiting[-1][1].append(pool.submit(self._fresh, member, piece.chunk))
+                    under_way += count
+                    futures.append(pool.submit(read))
 
-            def taken(futures: deque[Future[Array]]) -> Iterator[Array]:
-                while futures:
-                    row = futures.popleft().result()
+            def taken(piece: _Piece, number: int, futures: deque[Future[Array]]) -> Iterator[Array]:
+                nonlocal under_way
+                for _ in range(number):
                     fill()
-                    yield row
+                    found = futures.popleft().result()
+                    under_way -= piece.chunk.count
+                    yield found
 
             try:
                 fill()
                 while waiting:
-                    piece, futures = waiting[0]
-                    yield self.work(piece, taken(futures))
+                    piece = waiting[0][0]
+                    rows = taken(*waiting[0])
+                    if not piece.chunk.stretch.is_float:
+                        (copied,) = rows
+                        yield copied
+                    else:
+                        bases = {version: next(rows) for version in self._versions(piece)}
+                        yield self.work(piece, rows, bases)
                     waiting.popleft()
                     fill()
             finally:
-                for _, futures in waiting:
+                for *_, futures in waiting:
                     for future in futures:
                         future.cancel()
 
-    def _fresh(self, member: int, chunk: Chunk) -> Array:
-        return self.row(member, chunk, np.empty(chunk.count, _wide(chunk.stretch)))
+    def _reads(self, piece: _Piece) -> list[Callable[[], Array]]:
+        """What a piece is made of, each by itself: models, then rows; or what is taken as it is."""
+        chunk, mix = piece.chunk, piece.mix
+        if not chunk.stretch.is_float:
+            return [partial(self._copied, chunk, mix)]
+        wide = _wide(chunk.stretch)
+        return [
+            *(partial(self._base, version, chunk, wide) for version in self._versions(piece)),
+            *(partial(self._fresh, k, chunk, wide) for k in mix.members[piece.begin : piece.stop]),
+        ]
 
-    def work(self, piece: _Piece, rows: Iterator[Array]) -> Array:
-        """A piece folded: to the end where it is all of its chunk, else a sum in 64 bits."""
+    def _versions(self, piece: _Piece) -> list[int]:
+        """Models that a piece is folded with."""
+        mix, newest = piece.mix, self.recipe.base
+        if not mix.members:
+            return [newest]
+        if self.recipe.method is None:
+            whole = piece.stop - piece.begin == len(mix.members)
+            return [version for version, _ in mix.models] if whole else []
+        return list(dict.fromkeys(v for k in mix.members for v in self._moved(self.sources[k])))
+
+    def _moved(self, source: Source) -> list[int]:
+        """Models that an update is brought from and to, where updates lie side by side."""
+        delta, newest = source.wire.form.delta, self.recipe.base
+        moved = source.base != newest or source.factor != 1.0
+        return ([source.base] if moved and not delta else []) + ([newest] if moved or delta else [])
+
+    def _fresh(self, member: int, chunk: Chunk, wide: Any) -> Array:
+        return self.row(member, chunk, np.empty(chunk.count, wide))
+
+    def _base(self, version: int, chunk: Chunk, wide: Any) -> Array:
+        out = np.empty(chunk.count, wide)
+        code = chunk.stretch.tensor.dtype
+        read_as(code, self.recipe.bases[version], chunk.start, out, self.scratch, self.kernel)
+        return out
+
+    def work(self, piece: _Piece, rows: Iterator[Array] | None, bases: Mapping[int, Array]) -> Array:
+        """A piece folded: to the end where it is all of its chunk, else a sum in 64 bits. `rows`, `bases`:
+        updates and models that have been read already."""
         chunk, mix = piece.chunk, piece.mix
         if not chunk.stretch.is_float:
             return self._copied(chunk, mix)
         if not mix.members:
-            return self._finished(chunk, mix, self.base(self.recipe.base, chunk).astype(np.float64))
+            newest = self.recipe.base
+            base = bases[newest] if newest in bases else self.base(newest, chunk)
+            return self._finished(chunk, mix, base.astype(np.float64))
         if self.recipe.method is not None:
             shares = mix.weights / mix.weights.sum()
-            made = _checked(self.recipe.method(self.block(chunk, mix.members), shares), chunk.count)
+            block = self.block(chunk, mix.members, rows=rows, bases=bases)
+            made = _checked(self.recipe.method(block, shares), chunk.count)
             return self._finished(chunk, mix, made.astype(np.float64))
         out = self._straight(piece)
         if out is not None:
             return out
-        total = self._sum(piece, rows)
+        total = self._sum(piece, rows or self._rows(piece))
         if piece.stop - piece.begin < len(mix.members):
             return total.copy()
-        return self._finished(chunk, mix, self._with_models(chunk, mix, total))
+        return self._finished(chunk, mix, self._with_models(chunk, mix, total, bases))
 
     def whole(self, results: Results, shard: Shard, most: int) -> Generator[memoryview, None, None]:
         """Results of pieces as bytes, those of one chunk added up in their order."""
@@ -208,7 +263,7 @@ class _Fold:
                     continue
                 total = result if total is None else np.add(total, result, out=total)
                 if piece.stop == n:
-                    made = self._with_models(piece.chunk, piece.mix, total)
+                    made = self._with_models(piece.chunk, piece.mix, total, {})
                     yield _bytes(self._finished(piece.chunk, piece.mix, made))
                     total = None
 
@@ -260,9 +315,9 @@ class _Fold:
             found.append((handle, begin + source.wire.place(tensor.name) + offset))
         return found
 
-    def _with_models(self, chunk: Chunk, mix: Mix, total: Array) -> Array:
+    def _with_models(self, chunk: Chunk, mix: Mix, total: Array, bases: Mapping[int, Array]) -> Array:
         for version, coefficient in mix.models:
-            base = self.base(version, chunk)
+            base = bases[version] if version in bases else self.base(version, chunk)
             with np.errstate(over="ignore"):  # of doubles near their end; `stored` brings them back
                 total += np.multiply(base, coefficient, dtype=np.float64)
         return total
@@ -290,22 +345,35 @@ class _Fold:
             raise Unfit([source.name], NOT_BOOLEAN)
         return values
 
-    def block(self, chunk: Chunk, members: Sequence[int], *, deltas: bool = False) -> Array:
+    def block(
+        self, chunk: Chunk, members: Sequence[int], *, deltas: bool = False,
+        rows: Iterator[Array] | None = None, bases: Mapping[int, Array] | None = None,
+    ) -> Array:  # fmt: skip
         """The chunk of every update side by side: [n, elements], finite; models as from the newest base,
-        or differences each to its own."""
+        or differences each to its own. `rows`, `bases`: what has been read already."""
         block = np.empty((len(members), chunk.count), _wide(chunk.stretch))
+        known = dict(bases or {})
+
+        def base(version: int) -> Array:
+            if version not in known:  # a store would be asked for it by each update
+                known[version] = self.base(version, chunk, f"base {version}")
+            return known[version]
+
         with np.errstate(over="ignore", invalid="ignore"):
             for row, member in zip(block, members, strict=True):
-                self.row(member, chunk, row)
+                if rows is None:
+                    self.row(member, chunk, row)
+                else:
+                    np.copyto(row, next(rows))
                 source, newest = self.sources[member], self.recipe.base
                 delta = source.wire.form.delta
                 moved = source.base != newest or source.factor != 1.0
                 if not delta and (deltas or moved):
-                    row -= self.base(source.base, chunk)
+                    row -= base(source.base)
                 if not deltas and source.factor != 1.0:
                     row *= row.dtype.type(source.factor)
                 if not deltas and (delta or moved):
-                    row += self.base(newest, chunk)
+                    row += base(newest)
         if not np.isfinite(block).all():
             at = np.flatnonzero(~np.isfinite(block).all(axis=1)).tolist()
             raise Unfit([self.sources[members[k]].name for k in at], NOT_FINITE)

@@ -1,20 +1,28 @@
 """A coordinator that runs in functions: its ports on S3, DynamoDB, IoT Core, EventBridge Scheduler and Step
-Functions. Made once in a process; a vendor's library is loaded with the first client that is made.
+Functions. Made once in a process; a vendor's library is loaded with the first client that is used.
 
-FLEETFOLD_{FLEET, BUCKET, TABLE, SCHEDULES, TICK, SCHEDULER_ROLE, FOLDERS}   what functions are told
+FLEETFOLD_{FLEET, BUCKET, TABLE, SCHEDULES, TICK, SCHEDULER_ROLE, FOLDERS, IOT}   what functions are told
 HOME/runs/{run}/aws.json   a link to what this machine knows of the stack that a run is on
 """
 
+import os
 import time
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from functools import lru_cache, partial
+from typing import Any, Protocol
 
+import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
+from fleetfold.errors import BadConfig
+from fleetfold.fold.plan import LAMBDA, Site
+from fleetfold.layout import FLEET
 from fleetfold.ledger import Ledger
 from fleetfold.messages import Command, Grant
 from fleetfold.ports import Alarm, Control, Letter, Objects, Records, Signer, Uploads
 from fleetfold.view import Row
+from fleetfold.wiring.faults import faulty
 
 
 class Workflow(Protocol):
@@ -32,8 +40,8 @@ class FleetBus(Control, Protocol):
 
 
 class Cloud(Struct, frozen=True, kw_only=True):
-    """What a function has of the world. `bus`: of a turn, with its letters; `folders`: shards that a fold is
-    cut into at most; `clock`: seconds since the epoch; `ignored` hears what is passed over, and why,
+    """What a function has of the world. `bus`: of a turn, with its letters; `site`: what a fold has
+    here; `clock`: seconds since the epoch; `ignored` hears what is passed over, and why,
     `troubled` of what failed and is tried again, `measured` of each round that has ended."""
 
     records: Records
@@ -44,7 +52,7 @@ class Cloud(Struct, frozen=True, kw_only=True):
     workflow: Workflow
     bus: Callable[[Sequence[Letter]], FleetBus]
     clock: Callable[[], float] = time.time
-    folders: int = 40
+    site: Site = LAMBDA
     ignored: Callable[[str], None] = lambda reason: None
     troubled: Callable[[str], None] = lambda sentence: None
     measured: Callable[[str, Row], None] = lambda run, row: None
@@ -52,3 +60,119 @@ class Cloud(Struct, frozen=True, kw_only=True):
     @property
     def ledger(self) -> Ledger:
         return Ledger(self.records, alone=False)
+
+
+# In a function
+
+
+@lru_cache
+def cloud(
+    function: str, ignored: Callable[[str], None], troubled: Callable[[str], None],
+    measured: Callable[[str, Row], None],
+) -> Cloud:  # fmt: skip
+    """Of the function of that name, by its environment. Raises BadConfig."""
+    from fleetfold.adapters.iot import IotBus
+    from fleetfold.adapters.scheduler import ScheduledAlarm
+    from fleetfold.adapters.stepfunctions import StepFunctions
+
+    store = objects(_told("BUCKET"))
+    voice = _client("iot-data", **_data_endpoint())
+    fleet = _told("FLEET")
+    alarm = ScheduledAlarm(_client("scheduler"), _told("SCHEDULES"), _told("TICK"), _told("SCHEDULER_ROLE"))
+    return Cloud(
+        records=faulty(function, records(_told("TABLE"))), objects=faulty(function, store.objects),
+        uploads=faulty(function, uploads(_told("BUCKET"))), signer=store.signer,
+        alarm=faulty(function, alarm), workflow=faulty(function, StepFunctions(_client("stepfunctions"))),
+        bus=lambda letters: faulty(function, IotBus(voice, fleet, store.signer, time.time, letters)),
+        site=replace(LAMBDA, folders=int(os.environ.get("FLEETFOLD_FOLDERS") or LAMBDA.folders)),
+        ignored=ignored, troubled=troubled, measured=measured,
+    )  # fmt: skip
+
+
+def _told(name: str) -> str:
+    found = os.environ.get(f"FLEETFOLD_{name}", "")
+    if not found:
+        raise BadConfig(f"FLEETFOLD_{name} is not set: this runs as a function", next="fleetfold aws deploy")
+    return found
+
+
+def _data_endpoint() -> dict[str, str]:
+    """Of IoT Core, where the account has one of its own and the environment does not say another."""
+    host = os.environ.get("FLEETFOLD_IOT", "")
+    elsewhere = {"AWS_ENDPOINT_URL_IOT_DATA_PLANE", "AWS_ENDPOINT_URL"} & os.environ.keys()
+    return {"endpoint_url": f"https://{host}"} if host and not elsewhere else {}
+
+
+# Wherever credentials of the account are
+
+
+class Store(Struct, frozen=True):
+    objects: Objects
+    signer: Signer
+
+
+def objects(bucket: str, region: str = "") -> Store:
+    """What lies in a bucket, and who signs addresses in it. Raises BadConfig, Unavailable."""
+    from fleetfold.adapters.parted import Parted
+    from fleetfold.adapters.stores import open_store
+
+    about: dict[str, Any] = {"region": region} if region else {}
+    if not os.environ.get("AWS_ACCESS_KEY_ID"):  # then a person's: obstore does not read ~/.aws
+        about["credential_provider"] = _credentials()
+    store = open_store(f"s3://{bucket}", **about)
+    return Store(Parted(store), store)
+
+
+def records(table: str, region: str = "") -> Records:
+    """What lies in a table, whose index holds the devices by when they were last seen."""
+    from fleetfold.adapters.dynamo import DynamoRecords
+
+    return DynamoRecords(_client("dynamodb", **_in(region)), table, index=_seen)
+
+
+def uploads(bucket: str) -> Uploads:
+    from fleetfold.adapters.multipart import Uploads as Multipart
+
+    return Multipart(_client("s3"), bucket)
+
+
+def _in(region: str) -> dict[str, str]:
+    return {"region_name": region} if region else {}
+
+
+def _credentials() -> Any:
+    from obstore.auth.boto3 import Boto3CredentialProvider
+
+    try:
+        return Boto3CredentialProvider()
+    except ValueError:
+        raise BadConfig("there are no credentials of an AWS account here", next="aws configure") from None
+
+
+class _LastSeen(Struct):
+    last_seen: float = 0.0
+
+
+_LAST_SEEN = msgspec.json.Decoder(_LastSeen)
+
+
+def _seen(key: str, value: bytes) -> tuple[str, float] | None:
+    return (FLEET, _LAST_SEEN.decode(value).last_seen) if key.startswith(FLEET) else None
+
+
+def _client(service: str, **about: str) -> Any:
+    from fleetfold.adapters import boto
+
+    return _Later(partial(boto.client, service, **about))
+
+
+class _Later:
+    """What takes long to make, and may not be needed."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make, self._made = make, None
+
+    def __getattr__(self, name: str) -> Any:
+        if self._made is None:
+            self._made = self._make()
+        return getattr(self._made, name)

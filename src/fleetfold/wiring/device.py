@@ -12,21 +12,26 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
 from fleetfold import bundle
 from fleetfold.adapters.connection import Connection
 from fleetfold.adapters.doors import context
 from fleetfold.adapters.mqtt_link import MqttLink
+from fleetfold.adapters.provisioning import Provisioning
 from fleetfold.adapters.sqlite import SqliteRecords
-from fleetfold.bundle import Bundle
+from fleetfold.bundle import Bundle, Claim
 from fleetfold.errors import Unavailable
 from fleetfold.messages import Ask, Grant
 from fleetfold.ports import Records, Transfer
 from fleetfold.wiring.faults import faulty
 
+if TYPE_CHECKING:
+    from fleetfold.adapters.provisioning import Provisioning
+
 LINK = "fleetfold.wiring.device:link"
+GREENGRASS = "fleetfold.wiring.device:greengrass"
 PLAIN = "FLEETFOLD_AGENT_PLAIN"
 """In the environment, `1`: addresses of this very machine may be in plain text, for doubles of stores."""
 TRANSFER = "fleetfold.wiring.device:transfer"
@@ -50,6 +55,20 @@ def link(own: Bundle) -> MqttLink:
     """The device's end of the bus."""
     connection = Connection(own.device, own.brokers, context(own), in_flight=IN_FLIGHT)
     return MqttLink(connection, own.fleet, own.device, time.monotonic)
+
+
+def provisioning(claim: Claim) -> "Provisioning":
+    """The way to become a device by a claim."""
+    from fleetfold.adapters.provisioning import Provisioning
+
+    return Provisioning(claim)
+
+
+def greengrass(own: Bundle) -> MqttLink:
+    """The same through the nucleus that started us."""
+    from fleetfold.adapters.greengrass_link import Ipc
+
+    return MqttLink(Ipc(), own.fleet, own.device, time.monotonic)
 
 
 def transfer(
