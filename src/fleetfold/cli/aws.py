@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
+from fleetfold.cli.aws_cost import cost
 from fleetfold.cli.board import plain_table, terminal
 from fleetfold.cli.fleet import installed
 from fleetfold.cli.places import shown
@@ -27,6 +28,8 @@ aws = App(
     help="Keep a fleet on AWS: deployed by one command, with nothing running between rounds.",
     help_format="markdown",
 )
+
+aws.command(cost)
 
 _STACK = Annotated[str, Parameter(help="the stack's name")]
 _REGION = Annotated[str, Parameter(help="default: AWS_DEFAULT_REGION, or that of ~/.aws")]
