@@ -119,8 +119,10 @@ class _Request(BaseHTTPRequestHandler):
                 raise _Refused(*trouble)
             how()  # type: ignore[operator]
         except _Refused as refused:
-            status, code = refused.args
-            self._say(status, f"<Error><Code>{code}</Code></Error>".encode())
+            status, code, *said = refused.args
+            self._say(
+                status, f"<Error><Code>{code}</Code><Message>{''.join(said)}</Message></Error>".encode()
+            )
 
     def _say(self, status: int, body: bytes = b"", **headers: str) -> None:
         self.send_response(status)
@@ -295,7 +297,7 @@ class _Request(BaseHTTPRequestHandler):
         if who != KEY_ID or not hmac.compare_digest(key.hex(), signature):
             raise _Refused(403, "SignatureDoesNotMatch")
         if good > 7 * 86_400 or time() + self.server.ahead > timegm(strptime(at, "%Y%m%dT%H%M%SZ")) + good:
-            raise _Refused(403, "AccessDenied")
+            raise _Refused(403, "AccessDenied", "Request has expired")
 
 
 def _no_trouble(method: str, key: str) -> None:

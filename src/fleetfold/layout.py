@@ -147,6 +147,24 @@ def device(device: str) -> str:
     return f"fleet/{device}"
 
 
+def mail(device: str, life: str, number: int) -> str:
+    """Where a device without a connection finds what it is told. `life`: another one with each enrolment."""
+    return f"{POLL}{device}/{life}/{number:08}.json"
+
+
+def words(device: str, life: str, number: int) -> str:
+    """Where it puts what it says, until it has found the mail of that number."""
+    return f"{POLL}{device}/{life}/{number:08}.said.json"
+
+
+def words_of(key: str) -> tuple[str, str, int] | None:
+    """(device, life, number) of the key of words; None if it is none."""
+    found = _WORDS.fullmatch(key)
+    return (found[1], found[2], int(found[3])) if found and valid_name(found[1]) else None
+
+
+POLL = "poll/"
+_WORDS = re.compile(r"poll/([^/]+)/([0-9a-f]{16})/([0-9]{8})\.said\.json")
 TO_DEVICE = ("task", "grant", "command")
 FROM_DEVICE = ("status", "presence", "ask", "answer")
 """The last words of topics: what is said to a device, and by it."""

@@ -168,6 +168,13 @@ class Ledger:
         """The registry, by name."""
         return [_DEVICE.decode(record.value) for _, record in self._records.scan(layout.FLEET)]
 
+    def recent(self, count: int) -> list[Device]:
+        """So many of the registry, by when they were last seen, the latest first."""
+        newest = getattr(self._records, "newest", None)  # of a table that has an index of them
+        if newest is not None:
+            return [_DEVICE.decode(record.value) for _, record in newest(layout.FLEET, count)]
+        return sorted(self.fleet(), key=lambda device: -device.last_seen)[:count]
+
     def devices(self, names: Iterable[str]) -> list[Device]:
         """Entries of the registry, of those of `names` that are in it."""
         keys = [layout.device(name) for name in dict.fromkeys(names)]

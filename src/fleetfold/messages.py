@@ -187,6 +187,28 @@ class UpdateHeader(Struct, frozen=True, kw_only=True, omit_defaults=True):
     extra: Any = None  # any JSON that the trainer returned
 
 
+class Mail(Struct, frozen=True, kw_only=True):
+    """What a device that has no connection finds at its address: what it is told now, and where it goes on.
+    `heard`: sha256 of the newest `Words` of its that have been taken."""
+
+    v: int = PROTOCOL
+    device: str
+    number: int
+    fetch: str  # where the next is found
+    say: str  # where words go from now on
+    heard: str = ""
+    task: Task | None = None
+    commands: tuple[Command, ...] = ()
+    grant: Grant | None = None
+
+
+class Words(Struct, frozen=True, kw_only=True):
+    """What such a device says, oldest first: the last word of the topic that it would go to, the message."""
+
+    v: int = PROTOCOL
+    said: tuple[tuple[str, str], ...]
+
+
 _FROM_DEVICES: dict[str, "msgspec.json.Decoder[Any]"] = {
     "status": msgspec.json.Decoder(Report),
     "presence": msgspec.json.Decoder(Presence),

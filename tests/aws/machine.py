@@ -150,7 +150,7 @@ class Execution:
 
     def _context(self) -> Data:
         return {
-            "Task": {"Token": self.token}, "Execution": {"Id": f"arn:{self.name}"},
+            "Task": {"Token": self.token}, "Execution": {"Id": f"arn:{self.name}", "Name": self.name},
             "StateMachine": {"Id": "arn:machine"},
         }  # fmt: skip
 

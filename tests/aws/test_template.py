@@ -355,3 +355,6 @@ class TestWatching:
         [board] = of_type(resources, "AWS::CloudWatch::Dashboard").values()
         widgets = json.loads(board["DashboardBody"]["Fn::Sub"][0])["widgets"]
         assert len(widgets) > 10
+        drawn = " ".join(words(widgets))
+        for metric in ("accuracy", "loss", "devices_used", "responses_ok", "responses_failed", "run_seconds"):
+            assert f'MetricName="{metric}"' in drawn

@@ -35,8 +35,8 @@ _RETRY: dict[str, Any] = {"max_retries": 5, "retry_timeout": timedelta(seconds=3
 
 
 def open_store(url: str, **about: Any) -> "StoreObjects":
-    """The store at `url` (vendors.py), which has answered once. `about`: what obstore is told besides, such as
-    a provider of credentials. Raises BadConfig, Unavailable."""
+    """The store at `url` (vendors.py), which has answered once. `about`: what else obstore is told, such as a
+    provider of credentials. Raises BadConfig, Unavailable."""
     url = checked_url(url)
     options = {**_CLIENT, "allow_http": is_plain(url)}
     try:

@@ -22,15 +22,18 @@ from cryptography.x509.oid import NameOID
 from msgspec import Struct
 from msgspec.structs import replace
 
+from fleetfold import layout
 from fleetfold.adapters.boto import Declined, Service, client
 from fleetfold.adapters.dynamo import DynamoRecords
+from fleetfold.adapters.poll_bus import close_box, open_box
+from fleetfold.adapters.stores import LONGEST
 from fleetfold.aws.stack import Stack
 from fleetfold.bundle import Bundle
 from fleetfold.errors import BadConfig, Unavailable
 from fleetfold.layout import checked_name
 from fleetfold.ledger import Ledger
-from fleetfold.messages import Presence, encode
-from fleetfold.ports import Records
+from fleetfold.messages import LIMIT, Presence, encode
+from fleetfold.ports import Records, Signer
 from fleetfold.round.fleet import Device, heard
 
 CREDENTIALS = "credentials/"
@@ -130,18 +133,41 @@ def enroll(iot: Any, records: Records, place: Place, device: str, now: float, cs
         thing.ask("update_certificate", certificateId=id, newStatus="INACTIVE")
         raise Unavailable(f"{device} was enrolled from elsewhere at the same time", next=_AGAIN)
     _void(thing, place, device, keep=id)
+    close_box(records, device)
     return Bundle(
         fleet=place.fleet, device=device, brokers=place.brokers, authority=ROOTS.read_text(),
         certificate=made["certificatePem"], key=key,
     )  # fmt: skip
 
 
+def enroll_polling(records: Records, signer: Signer, place: Place, device: str, now: float) -> Bundle:
+    """Make a device one of the fleet that has no connection: it looks for mail at a signed address. `signer`:
+    of the bucket, whose credentials say for how long the first address is good. Raises BadConfig."""
+    checked_name(device, "device")
+    known = newest(records, device)
+    if known is not None and known.counts and known.kind != "poll":
+        raise BadConfig(
+            f"{device} has a connection, by a certificate", next=f"fleetfold revoke {device} --aws"
+        )
+    _enlist(records, device)
+    life, number = open_box(records, device)
+    fresh = Credential(device=device, id=life, kind="poll", issued_at=now)
+    change(records, device, lambda old: replace(fresh, past=_spent(old)))
+    return Bundle(
+        fleet=place.fleet, device=device, brokers=(),
+        poll=(
+            signer.to_fetch(layout.mail(device, life, number), device, LONGEST),
+            signer.to_deliver(layout.words(device, life, number), device, LONGEST, LIMIT),
+        ),
+    )  # fmt: skip
+
+
 def revoke(iot: Any, data: Any, records: Records, place: Place, device: str, now: float) -> str:
     """Cut the device off, for good unless it is enrolled anew. `data`: boto3's client `iot-data`. → what
     became of its connection. Raises BadConfig if it never belonged."""
-    thing = Service(iot, f"thing {_thing_name(device)}")
-    there = _is_own(thing, place, device)
-    if not there and newest(records, device) is None:
+    thing, known = Service(iot, f"thing {checked_name(device, 'device')}"), newest(records, device)
+    there = not (known and known.kind == "poll") and _is_own(thing, place, _thing_name(device))
+    if not there and known is None:
         raise BadConfig(f"device {device!r} was never enrolled", next="fleetfold devices")
 
     def revoked(old: Credential | None) -> Credential:
@@ -149,8 +175,11 @@ def revoke(iot: Any, data: Any, records: Records, place: Place, device: str, now
         return replace(known, revoked_at=now) if known.counts else known
 
     change(records, device, revoked)
+    close_box(records, device)
     said = Presence(device=device, online=False, available=False, reason=REVOKED)
     Ledger(records, alone=False).amend([device], lambda entry: heard(entry, said, now))
+    if known and known.kind == "poll":
+        return "and not heard any more; an update that it is at may still be put there for an hour"
     if there:
         _void(thing, place, device)
     return _part(data, device)
@@ -314,4 +343,5 @@ def _enlist(records: Records, device: str) -> None:
 
 
 def _spent(old: Credential | None) -> tuple[str, ...]:
-    return (*old.past, *([old.id] if old.id else [])) if old else ()
+    """Ids of certificates."""
+    return (*old.past, *([old.id] if old.id and old.kind == "mqtt" else [])) if old else ()

@@ -1,4 +1,4 @@
-"""The six functions as Lambda calls them: an event in, what a queue or the state machine wants to know out."""
+"""The six functions as Lambda calls them: an event in, out what a queue or the workflow wants to know."""
 
 from typing import Any
 

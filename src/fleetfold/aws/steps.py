@@ -159,7 +159,8 @@ def _coordinator(
     made = partial(cutting.assemble, cloud.ledger, cloud.uploads, cloud.site, found)
     return Coordinator(
         run.name, cloud.ledger, cloud.objects, cloud.bus(letters), cloud.alarm, policies(run.settings),
-        cloud.clock, sole=urgent, site=replace(cloud.site, folders=1), elsewhere=elsewhere, made=made, ignored=cloud.ignored,
+        cloud.clock, sole=urgent, site=replace(cloud.site, folders=1), elsewhere=elsewhere, made=made,
+        ignored=cloud.ignored,
     )  # fmt: skip
 
 

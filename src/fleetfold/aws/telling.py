@@ -1,6 +1,7 @@
 """What functions say to CloudWatch: structured lines, and metrics of each round that has ended (EMF).
 
-accuracy loss devices_used responses_ok responses_failed run_seconds bytes_up bytes_down fold_seconds late refused
+accuracy loss devices_used responses_ok responses_failed refused late run_seconds fold_seconds
+bytes_up bytes_down
 """
 
 import os

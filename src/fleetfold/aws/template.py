@@ -304,8 +304,7 @@ def _every_function() -> Data:
                 "FLEETFOLD_SCHEDULER_ROLE": arn_of("SchedulerRole"),
                 "FLEETFOLD_FOLDERS": {"Ref": "Folders"},
                 "FLEETFOLD_IOT": {"Ref": "IotEndpoint"},
-                "POWERTOOLS_SERVICE_NAME": "fleetfold",
-                "POWERTOOLS_METRICS_NAMESPACE": watching.NAMESPACE,
+                "POWERTOOLS_SERVICE_NAME": {"Ref": "Fleet"},  # in every line, and of every metric
                 "OPENBLAS_NUM_THREADS": "1",  # nothing of ours multiplies matrices; its threads cost memory
             }
         },

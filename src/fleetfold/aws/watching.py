@@ -12,23 +12,23 @@ from fleetfold.aws.rights import FUNCTIONS, MACHINE, named, resource, sub
 Data = dict[str, Any]
 
 NAMESPACE = "fleetfold"
-"""Of the metrics that the functions write. Their dimensions are fleet and run."""
+"""Of the metrics that the functions write. Their dimensions are service, which is the fleet, and run."""
 ROUND = (
-    ("Arrived", "updates counted", "Sum"),
-    ("Refused", "updates refused", "Sum"),
-    ("RoundSeconds", "seconds a round", "Average"),
-    ("FoldSeconds", "seconds a fold", "Average"),
-    ("Loss", "loss", "Average"),
-    ("Accuracy", "accuracy", "Average"),
+    ("accuracy", "accuracy of the model", "Average"),
+    ("loss", "loss of the model", "Average"),
+    ("devices_used", "updates in the model", "Sum"),
+    ("responses_ok", "devices that answered in time", "Sum"),
+    ("responses_failed", "devices that did not", "Sum"),
+    ("run_seconds", "seconds a round", "Average"),
 )
 """The six numbers of a round: metric, what it is, how it is drawn."""
-FLEET = (
-    ("Online", "devices connected", "Maximum"),
-    ("BytesUp", "bytes of updates", "Sum"),
-    ("Ignored", "messages passed over", "Sum"),
-    ("Conflicts", "writes that another was before", "Sum"),
+MORE = (
+    ("fold_seconds", "seconds a fold", "Average"),
+    ("bytes_up", "bytes of updates", "Sum"),
+    ("bytes_down", "bytes of models", "Sum"),
+    ("late", "updates that came late", "Sum"),
+    ("refused", "updates refused", "Sum"),
 )
-"""More of a fleet's numbers."""
 FIVE_MINUTES = 300
 
 
@@ -68,7 +68,7 @@ def dashboard() -> Data:
     """One page: rounds, the fleet, functions, queues, the workflow, the table, and the newest errors."""
     rounds = [
         _graph(what, [[{"expression": _each_run(metric, how), "id": "e1"}]])
-        for metric, what, how in (*ROUND, *FLEET)
+        for metric, what, how in (*ROUND, *MORE)
     ]
     by_function = [
         _graph(
@@ -166,7 +166,8 @@ def _graph(title: str, metrics: list[Any], how: str = "Sum") -> Data:
 
 def _each_run(metric: str, how: str) -> str:
     """A line for every run that has told the metric."""
-    return f"SEARCH('{{{NAMESPACE},fleet,run}} MetricName=\"{metric}\"', '{how}', {FIVE_MINUTES})"
+    which = f'Namespace="{NAMESPACE}" service="${{Fleet}}" MetricName="{metric}"'
+    return f"SEARCH('{which}', '{how}', {FIVE_MINUTES})"
 
 
 def _att(resource: str, name: str) -> Data:

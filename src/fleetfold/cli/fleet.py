@@ -31,6 +31,24 @@ def enroll(names: Sequence[str], bundles: Sequence[Path], stack: str, request: s
     print(f"  next: on the device, fleetfold join {bundles[0]}")
 
 
+def enroll_polling(names: Sequence[str], bundles: Sequence[Path], stack: str) -> None:
+    """The same for devices that have no connection, and look for mail."""
+    account, enrol = _account(stack)
+    from fleetfold.adapters.stores import LONGEST_BY_ROLE, open_store
+    from fleetfold.aws.stack import load
+
+    store = open_store(f"s3://{load(home(), stack).bucket}")
+    for name, path in zip(names, bundles, strict=True):
+        save(enrol.enroll_polling(account.records, store, account.place, name, time.time()), path)
+        print(f"{path}: {name} of fleet {account.place.fleet} on AWS; it looks for its mail")
+    hours = LONGEST_BY_ROLE / 3600
+    print(
+        f"  the first address is good for as long as your credentials let it, 7 days at most; later ones for "
+        f"{hours:.0f} h: a device that is silent for longer has to be enrolled anew"
+    )
+    print(f"  next: on the device, fleetfold join {bundles[0]}")
+
+
 def revoke(names: Sequence[str], stack: str) -> None:
     account, enrol = _account(stack)
     for name in names:

@@ -166,6 +166,9 @@ def enroll(
     out: Annotated[Path | None, Parameter(help="the bundle to write; default: DEVICE.bundle")] = None,
     aws: Annotated[bool, Parameter(help="into the fleet of a stack on AWS", negative="")] = False,
     stack: Annotated[str, Parameter(help="which one, if this machine knows several")] = "",
+    poll: Annotated[
+        bool, Parameter(help="on AWS: a device that has no MQTT; it looks for its tasks", negative="")
+    ] = False,
 ) -> None:
     """Take DEVICE into the fleet: write the bundle that it joins by. What it had before counts no more.
 
@@ -178,12 +181,18 @@ def enroll(
     - `fleetfold enroll camera-7 camera-8 camera-9`
     - `fleetfold enroll camera-7 --csr camera-7.csr --out for-camera-7.bundle`
     - `fleetfold enroll camera-7 --aws`
+    - `fleetfold enroll meter-1 --aws --poll`
     """
     names = _named(device, "enroll")
     if len(names) > 1 and (csr or out):
         raise BadConfig("--csr and --out are for one device", next="fleetfold enroll DEVICE")
     request = _read(csr) if csr else ""
     bundles = [_writable(out or Path(f"{name}.bundle")) for name in names]  # before anything counts no more
+    if poll and csr:
+        raise BadConfig("a device that polls has no key", next="fleetfold enroll DEVICE --aws --poll")
+    if poll:
+        on_aws.enroll_polling(names, bundles, stack)
+        return
     if aws or stack:
         on_aws.enroll(names, bundles, stack, request)
         return

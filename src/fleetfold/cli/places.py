@@ -6,16 +6,17 @@ from pathlib import Path
 from fleetfold import layout
 from fleetfold.errors import BadConfig
 from fleetfold.wiring import local as wiring
-from fleetfold.wiring.local import FLEET, Place
+from fleetfold.wiring.local import CLOUD, FLEET, Place
 
-LEDGER = "ledger.db"
+RECORDS = ("ledger.db", CLOUD)
+"""What a run's folder has: its records, or the link to where they are."""
 
 
 def all_runs() -> list[Place]:
     """Every run, the newest first."""
     home = wiring.home()
-    found = sorted((home / "runs").glob(f"*/{LEDGER}"), key=lambda p: -_begun(p.parent))
-    return [Place(home, path.parent.name) for path in found]
+    found = {path.parent for name in RECORDS for path in (home / "runs").glob(f"*/{name}")}
+    return [Place(home, folder.name) for folder in sorted(found, key=lambda folder: -_begun(folder))]
 
 
 def existing(name: str) -> Place:
@@ -27,15 +28,15 @@ def existing(name: str) -> Place:
             raise BadConfig(f"there are no runs in {home}", next="fleetfold run APP, or set FLEETFOLD_HOME")
         return runs[0]
     place = Place(home, layout.checked_name(name, "run"))
-    if not (place.folder / LEDGER).is_file():
+    if not any((place.folder / name).is_file() for name in RECORDS):
         raise BadConfig(f"there is no run {name!r} in {home}", next="fleetfold runs")
     return place
 
 
 def _begun(folder: Path) -> float:
-    """When the run was opened: its first model is never written again, nor is the link of a hub's run, whose
-    models may be in a store."""
-    for first in (folder / "models" / "000000.safetensors", folder / FLEET):
+    """When the run was opened: its first model is never written again, nor is the link of a hub's run or of
+    one on AWS, whose models may be in a store."""
+    for first in (folder / "models" / "000000.safetensors", folder / FLEET, folder / CLOUD):
         with suppress(OSError):
             return first.lstat().st_mtime
     return 0.0

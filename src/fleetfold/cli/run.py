@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -30,7 +31,11 @@ def run(
     hub: Annotated[
         bool, Parameter(help="on the devices of the hub in FLEETFOLD_HOME, which drives it", negative="")
     ] = False,
-    detach: Annotated[bool, Parameter(help="with --hub: do not watch it", negative="")] = False,
+    aws: Annotated[
+        bool, Parameter(help="on the devices of a stack on AWS, whose functions drive it", negative="")
+    ] = False,
+    stack: Annotated[str, Parameter(help="with --aws: which stack, if this machine knows several")] = "",
+    detach: Annotated[bool, Parameter(help="with --hub or --aws: do not watch it", negative="")] = False,
     resume: Annotated[str | None, Parameter(help="go on with this run, or the `latest`")] = None,
     json: Annotated[
         bool, Parameter(help="print one JSON object a round instead of the table", negative="")
@@ -40,8 +45,8 @@ def run(
     ] = False,
     flags: Flags = Flags(),  # noqa: B008 - a dataclass of None, made once
 ) -> int:
-    """Train APP over simulated devices on this machine, or with --hub over those of a hub; every device keeps
-    its data to itself.
+    """Train APP over simulated devices on this machine, with --hub over those of a hub, or with --aws over
+    those of a stack on AWS; every device keeps its data to itself.
 
     APP is a folder with an app.py, a .py file, or module:name. The run lives in
     `FLEETFOLD_HOME/runs/NAME` (default: `.fleetfold` in the current folder), and survives kill -9 of any
@@ -54,6 +59,7 @@ def run(
     - `fleetfold run my-app --select all --quorum 0.8 --json`
     - `fleetfold run --resume latest --rounds 60`
     - `fleetfold run my-app --hub --cohort 20 --where 'battery > 0.5' --rounds 50`
+    - `fleetfold run my-app --aws --rounds 50 --deadline 1h`
     - `fleetfold run my-app --explain`
     """
     if resume is not None:
@@ -67,6 +73,10 @@ def run(
     if explain:
         terminal().print(explained(settings, places))
         return 0
+    if hub and aws:
+        raise BadConfig("a run is on a hub or on AWS, not on both", next="fleetfold run APP --aws")
+    if aws:
+        return on_aws(found, settings, stack, json, detach)
     return on_hub(found, settings, json, detach) if hub else started(found, settings, json)
 
 
@@ -82,9 +92,13 @@ def _resume(name: str, app: str | None, flags: Any, json: bool) -> int:
         )
     found: App | None = find_app(app) if app else None
     wanted = settings_of(App("", "", "/"), Flags(rounds=rounds))[0].rounds if rounds else None
-    if wiring.is_hubs(place):
-        return _resume_on_hub(place, wanted, json)
-    return driven(place, json, lambda watch: local_run.resume(place, found, wanted, watch))
+    match wiring.where(place):
+        case "hub":
+            return _resume_on_hub(place, wanted, json)
+        case "cloud":
+            return _resume_on_aws(place, wanted, json)
+        case "here":
+            return driven(place, json, lambda watch: local_run.resume(place, found, wanted, watch))
 
 
 def _resume_on_hub(place: Place, rounds: int | None, json: bool) -> int:
@@ -94,7 +108,18 @@ def _resume_on_hub(place: Place, rounds: int | None, json: bool) -> int:
 
     extend(wiring.ledger(place), place.run, rounds)
     opening.again(place)
-    return watched(place, json)
+    return _watched_on_hub(place, json)
+
+
+def _resume_on_aws(place: Place, rounds: int | None, json: bool) -> int:
+    """A run that stands is driven by its execution; one that has ended, or whose execution has failed, by
+    another one."""
+    installed_aws()
+    from fleetfold.aws import opening
+
+    extend(wiring.ledger(place), place.run, rounds)
+    opening.again(place)
+    return watched(place, json, f"{ON_AWS} goes on with it")
 
 
 def started(app: App, settings: Settings, json: bool) -> int:
@@ -116,13 +141,56 @@ def on_hub(app: App, settings: Settings, json: bool, detach: bool) -> int:
     if detach:
         print(f"{place.run} is in the hub's queue\n  next: {typed(f'fleetfold show {place.run}')}")
         return 0
+    return _watched_on_hub(place, json)
 
-    return watched(place, json)
 
-
-def watched(place: Place, json: bool) -> int:
-    """Watch a run that the hub drives; leaving off to watch changes nothing. → exit code."""
+def _watched_on_hub(place: Place, json: bool) -> int:
     from fleetfold.hub import opening
+
+    return watched(place, json, "the hub goes on with it", lambda: opening.standing(place.home), EVERY)
+
+
+def on_aws(app: App, settings: Settings, stack: str, json: bool, detach: bool) -> int:
+    """Prepare, give it to the stack, and watch; leaving off to watch changes nothing. → exit code."""
+    installed_aws()
+    from fleetfold.aws import opening
+
+    found = opening.check(wiring.home(), stack)
+    prepared = local_run.prepare(app, settings)
+    place = _free_place(app.name, lambda run: opening.is_taken(found, run))
+    opening.submit(found, app, settings, prepared.model, place)
+    if detach:
+        print(f"{place.run} is on AWS\n  next: {typed(f'fleetfold show {place.run}')}")
+        return 0
+    return watched(place, json, f"{ON_AWS} goes on with it")
+
+
+def _free_place(app: str, is_taken: Callable[[str], bool]) -> Place:
+    """A place here whose name is free elsewhere too."""
+    passed = list[Place]()
+    while is_taken((place := local_run.new_place(wiring.home(), app)).run):
+        passed.append(place)
+    for other in passed:
+        other.folder.rmdir()
+    return place
+
+
+def installed_aws() -> None:
+    """Raises BadConfig without the library of AWS, which is imported only where it is used."""
+    if find_spec("boto3") is None:
+        raise BadConfig("AWS needs boto3", next="pip install 'fleetfold[aws]'")
+
+
+ON_AWS = "the stack on AWS"
+LOOK = 1.0
+"""Seconds between two looks at a table that is paid for by the look."""
+
+
+def watched(
+    place: Place, json: bool, then: str, standing: Callable[[], str] = lambda: "", every: float = LOOK
+) -> int:
+    """Watch a run that others drive; leaving off to watch changes nothing. `standing`: why nothing happens.
+    → exit code."""
 
     def watch_it(watch: Watch) -> Run:
         ledger = wiring.ledger(place)
@@ -130,13 +198,13 @@ def watched(place: Place, json: bool) -> int:
             found = ledger.run(place.run)
             assert found is not None
             run, _ = found
-            standing = "" if run.reason or run.state is not RunState.RUNNING else opening.standing(place.home)
-            watch(replace(run, reason=standing) if standing else run, 0)
+            why = "" if run.reason or run.state is not RunState.RUNNING else standing()
+            watch(replace(run, reason=why) if why else run, 0)
             if run.state is not RunState.RUNNING:
                 return run
-            time.sleep(EVERY)
+            time.sleep(every)
 
-    return driven(place, json, watch_it, f"fleetfold show {place.run}; the hub goes on with it")
+    return driven(place, json, watch_it, f"fleetfold show {place.run}; {then}")
 
 
 def driven(place: Place, json: bool, drive: Callable[[Watch], Run], then: str = "") -> int:
@@ -170,7 +238,7 @@ def conclude(run: Run, place: Place, board: Board, json: bool) -> int:
     if last:
         name = "accuracy" if last[0].accuracy is not None else "loss"
         score = f"{name} {number(getattr(last[0], name))}"
-    path = shown(place.folder)
+    path = wiring.address(place) or shown(place.folder)
     if early:
         console.print(run.reason, markup=False, soft_wrap=True)
     again = f"fleetfold run --resume {run.name} --rounds {run.settings.rounds + 10}"

@@ -139,16 +139,15 @@ def devices(
     recent: Annotated[int | None, Parameter(help="only the N heard of last")] = None,
     json: _JSON = False,
 ) -> None:
-    """List devices: of a run, or of the hub here, where there is one, by name or by when they were last seen.
+    """List devices: of a run, of the hub here or of the stack on AWS, where there is one, by name or by when
+    they were last seen.
 
     **Examples**
 
     - `fleetfold devices`
     - `fleetfold devices digits-1 --recent 10`
     """
-    fleet = _fleet(run)
-    if recent is not None:
-        fleet = sorted(fleet, key=lambda d: -d.last_seen)[:recent]
+    fleet = _fleet(run, recent)
     if json:
         for device in fleet:
             print(msgspec.json.encode(device).decode())
@@ -173,12 +172,17 @@ def devices(
     terminal().print(table)
 
 
-def _fleet(run: str) -> list[Device]:
-    """By name: of the run, of the hub here, or of the newest run."""
+def _fleet(run: str, recent: int | None) -> list[Device]:
+    """By name: of the run, of the hub here, of the stack that is known here, or of the newest run. `recent`:
+    so many, by when they were last seen."""
     home = wiring.home()
     if not run and (home / "hub" / "hub.db").exists():
-        return Ledger(wiring.hub_records(home)).fleet()
-    return wiring.ledger(existing(run or "latest")).fleet()
+        ledger = Ledger(wiring.hub_records(home))
+    elif not run and len(stacks := list((home / "aws").glob("*.json"))) == 1:
+        ledger = wiring.ledger_of_stack(stacks[0])
+    else:
+        ledger = wiring.ledger(existing(run or "latest"))
+    return ledger.fleet() if recent is None else ledger.recent(recent)
 
 
 def _seconds(value: float | None) -> str:

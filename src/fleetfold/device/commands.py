@@ -107,7 +107,7 @@ def _take_in(home: Home, given: argparse.Namespace) -> None:
 
 def _run(home: Home, mine: Bundle, chosen: Terms, given: argparse.Namespace, *, trial: bool) -> int:
     log, stop = Log(chosen.log_format), threading.Event()
-    link = wiring.link_by(given.link, mine)
+    link = wiring.link_by(given.link, mine, home.path)
     life = (root() / "proc/sys/kernel/random/boot_id").read_text().strip()
     supervisor = Supervisor(
         home, mine, chosen, link, wiring.records(home.path, "agent"), given.transfer, log, life=life

@@ -71,19 +71,17 @@ def cloud(
     measured: Callable[[str, Row], None],
 ) -> Cloud:  # fmt: skip
     """Of the function of that name, by its environment. Raises BadConfig."""
-    from fleetfold.adapters.iot import IotBus
     from fleetfold.adapters.scheduler import ScheduledAlarm
     from fleetfold.adapters.stepfunctions import StepFunctions
 
     store = objects(_told("BUCKET"))
-    voice = _client("iot-data", **_data_endpoint())
-    fleet = _told("FLEET")
+    spoken = partial(bus, _told("FLEET"), store.signer, os.environ.get("FLEETFOLD_IOT", ""))
     alarm = ScheduledAlarm(_client("scheduler"), _told("SCHEDULES"), _told("TICK"), _told("SCHEDULER_ROLE"))
     return Cloud(
         records=faulty(function, records(_told("TABLE"))), objects=faulty(function, store.objects),
         uploads=faulty(function, uploads(_told("BUCKET"))), signer=store.signer,
         alarm=faulty(function, alarm), workflow=faulty(function, StepFunctions(_client("stepfunctions"))),
-        bus=lambda letters: faulty(function, IotBus(voice, fleet, store.signer, time.time, letters)),
+        bus=lambda letters: faulty(function, spoken(letters=letters)),
         site=replace(LAMBDA, folders=int(os.environ.get("FLEETFOLD_FOLDERS") or LAMBDA.folders)),
         ignored=ignored, troubled=troubled, measured=measured,
     )  # fmt: skip
@@ -96,13 +94,6 @@ def _told(name: str) -> str:
     return found
 
 
-def _data_endpoint() -> dict[str, str]:
-    """Of IoT Core, where the account has one of its own and the environment does not say another."""
-    host = os.environ.get("FLEETFOLD_IOT", "")
-    elsewhere = {"AWS_ENDPOINT_URL_IOT_DATA_PLANE", "AWS_ENDPOINT_URL"} & os.environ.keys()
-    return {"endpoint_url": f"https://{host}"} if host and not elsewhere else {}
-
-
 # Wherever credentials of the account are
 
 
@@ -111,6 +102,7 @@ class Store(Struct, frozen=True):
     signer: Signer
 
 
+@lru_cache
 def objects(bucket: str, region: str = "") -> Store:
     """What lies in a bucket, and who signs addresses in it. Raises BadConfig, Unavailable."""
     from fleetfold.adapters.parted import Parted
@@ -123,6 +115,7 @@ def objects(bucket: str, region: str = "") -> Store:
     return Store(Parted(store), store)
 
 
+@lru_cache
 def records(table: str, region: str = "") -> Records:
     """What lies in a table, whose index holds the devices by when they were last seen."""
     from fleetfold.adapters.dynamo import DynamoRecords
@@ -134,6 +127,17 @@ def uploads(bucket: str) -> Uploads:
     from fleetfold.adapters.multipart import Uploads as Multipart
 
     return Multipart(_client("s3"), bucket)
+
+
+def bus(
+    fleet: str, signer: Signer, host: str = "", region: str = "", letters: Sequence[Letter] = ()
+) -> FleetBus:
+    """The bus of that fleet. `host`: of the account's own endpoint, unless the environment says another."""
+    from fleetfold.adapters.iot import IotBus
+
+    elsewhere = {"AWS_ENDPOINT_URL_IOT_DATA_PLANE", "AWS_ENDPOINT_URL"} & os.environ.keys()
+    endpoint = {"endpoint_url": f"https://{host}"} if host and not elsewhere else {}
+    return IotBus(_client("iot-data", **endpoint, **_in(region)), fleet, signer, time.time, letters)
 
 
 def _in(region: str) -> dict[str, str]:
@@ -160,7 +164,9 @@ def _seen(key: str, value: bytes) -> tuple[str, float] | None:
     return (FLEET, _LAST_SEEN.decode(value).last_seen) if key.startswith(FLEET) else None
 
 
+@lru_cache
 def _client(service: str, **about: str) -> Any:
+    """One of each kind in a process."""
     from fleetfold.adapters import boto
 
     return _Later(partial(boto.client, service, **about))

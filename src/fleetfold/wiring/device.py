@@ -28,6 +28,7 @@ from fleetfold.ports import Records, Transfer
 from fleetfold.wiring.faults import faulty
 
 if TYPE_CHECKING:
+    from fleetfold.adapters.poll_link import PollLink
     from fleetfold.adapters.provisioning import Provisioning
 
 LINK = "fleetfold.wiring.device:link"
@@ -55,6 +56,13 @@ def link(own: Bundle) -> MqttLink:
     """The device's end of the bus."""
     connection = Connection(own.device, own.brokers, context(own), in_flight=IN_FLIGHT)
     return MqttLink(connection, own.fleet, own.device, time.monotonic)
+
+
+def poll(own: Bundle, home: Path) -> "PollLink":
+    """The end of a device that has no connection."""
+    from fleetfold.adapters.poll_link import PollLink
+
+    return PollLink(own, home / "poll.json", time.monotonic, plain=os.environ.get(PLAIN) == "1")
 
 
 def provisioning(claim: Claim) -> "Provisioning":
@@ -87,8 +95,9 @@ def transfer(
     return SignedTransfer(home, own, ask, wait, hosts=hosts, plain=plain, spent=spent, progress=progress)
 
 
-def link_by(reference: str, bundle: Bundle) -> Any:
-    return faulty("agent", _named(reference)(bundle))
+def link_by(reference: str, bundle: Bundle, home: Path) -> Any:
+    polls = bundle.poll[0] and reference == LINK
+    return faulty("agent", poll(bundle, home) if polls else _named(reference)(bundle))
 
 
 def transfer_by(reference: str, *doors: Any) -> Way:

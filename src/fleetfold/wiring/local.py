@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 from msgspec import Struct
@@ -28,6 +29,7 @@ from fleetfold.coordinator import Coordinator
 from fleetfold.coordinator.coordinator import Test
 from fleetfold.coordinator.policy import policies
 from fleetfold.coordinator.registry import by_devices_clock
+from fleetfold.errors import BadConfig
 from fleetfold.ledger import Ledger
 from fleetfold.ports import Control, Link, Objects, Records, Transfer
 from fleetfold.settings import Settings
@@ -35,6 +37,8 @@ from fleetfold.wiring.faults import faulty
 
 FLEET, SITE = "fleet.db", "hub.json"
 """Links in the folder of a run of the hub's: to the hub's records, and to what it is."""
+CLOUD = "aws.json"
+"""The link in the folder of a run on AWS: to what this machine knows of its stack."""
 
 
 class Place(Struct, frozen=True):
@@ -72,27 +76,105 @@ def hub_records(home: Path) -> Records:
     return SqliteRecords(hub_folder(home) / "hub.db", durable=True)
 
 
+Where = Literal["here", "hub", "cloud"]
+"""Who drives a run: a process on this machine that is watched, the hub on this machine, functions on AWS."""
+
+
+def where(place: Place) -> Where:
+    links: tuple[tuple[Where, str], ...] = (("cloud", CLOUD), ("hub", FLEET))
+    return next((kind for kind, link in links if (place.folder / link).is_symlink()), "here")
+
+
 def is_hubs(place: Place) -> bool:
     """Whether it is a run of the hub's."""
-    return (place.folder / FLEET).exists()
+    return where(place) == "hub"
 
 
 def ledger(place: Place, *, durable: bool = False) -> Ledger:
-    """Of a run here, or of one of the hub's, whose fleet is the hub's."""
-    records: Records = SqliteRecords(place.folder / "ledger.db", durable=durable)
-    if is_hubs(place):
-        records = Routed(records, SqliteRecords(place.folder / FLEET, durable=durable))
-    return Ledger(faulty("coordinator", records))
+    """Of a run, wherever it is: of the hub's runs the fleet is the hub's, of those on AWS the stack's."""
+    return Ledger(
+        faulty("coordinator", _RECORDS[where(place)](place, durable)), alone=where(place) != "cloud"
+    )
 
 
 def objects(place: Place, *, durable: bool = False) -> Objects:
-    """Of a run here, or of one of the hub's, whose objects may be in a store."""
+    """Of a run, wherever it is: the hub's may be in a store, those of a run on AWS are."""
+    return _OBJECTS[where(place)](place, durable)
+
+
+def ledger_of_stack(path: Path) -> Ledger:
+    """Of a stack on AWS, by what this machine knows of it."""
+    from fleetfold.wiring import aws
+
+    names = _cloud(path)
+    return Ledger(aws.records(names.table, names.region), alone=False)
+
+
+def address(place: Place) -> str:
+    """Where a person finds the run's objects; "" for its own folder."""
+    return (
+        f"s3://{_cloud(place.folder / CLOUD).bucket}/{layout.run(place.run)}"
+        if where(place) == "cloud"
+        else ""
+    )
+
+
+def _records_here(place: Place, durable: bool) -> Records:
+    return SqliteRecords(place.folder / "ledger.db", durable=durable)
+
+
+def _records_of_hub(place: Place, durable: bool) -> Records:
+    return Routed(_records_here(place, durable), SqliteRecords(place.folder / FLEET, durable=durable))
+
+
+def _records_of_cloud(place: Place, durable: bool) -> Records:
+    from fleetfold.wiring import aws
+
+    names = _cloud(place.folder / CLOUD)
+    return aws.records(names.table, names.region)
+
+
+def _objects_here(place: Place, durable: bool) -> Objects:
+    return faulty("coordinator", FileObjects(place.home, durable=durable))
+
+
+def _objects_of_hub(place: Place, durable: bool) -> Objects:
     if url := _Store.of(place).objects:
         from fleetfold.adapters.stores import open_store
 
         return Parted(open_store(url))
-    files = FileObjects(place.home, durable=durable)
-    return faulty("coordinator", Parted(files) if is_hubs(place) else files)
+    return faulty("coordinator", Parted(FileObjects(place.home, durable=durable)))
+
+
+def _objects_of_cloud(place: Place, durable: bool) -> Objects:
+    from fleetfold.wiring import aws
+
+    names = _cloud(place.folder / CLOUD)
+    return aws.objects(names.bucket, names.region).objects
+
+
+_RECORDS: dict[Where, Callable[[Place, bool], Records]] = {
+    "here": _records_here, "hub": _records_of_hub, "cloud": _records_of_cloud,
+}  # fmt: skip
+_OBJECTS: dict[Where, Callable[[Place, bool], Objects]] = {
+    "here": _objects_here, "hub": _objects_of_hub, "cloud": _objects_of_cloud,
+}  # fmt: skip
+
+
+class _Cloud(Struct):
+    """What is to be known here of a stack, to read its runs."""
+
+    bucket: str
+    table: str
+    region: str
+
+
+def _cloud(path: Path) -> _Cloud:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=_Cloud)
+    except (OSError, msgspec.MsgspecError):
+        why = f"{path}: that stack on AWS is not known here any more"
+        raise BadConfig(why, next="fleetfold aws deploy") from None
 
 
 class _Store(Struct):

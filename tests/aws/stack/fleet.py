@@ -27,12 +27,14 @@ from fleetfold.aws.stack import load
 from fleetfold.ledger import Ledger
 from fleetfold.round.run import Run, RunState
 from fleetfold.round.state import Round
+from tests.aws.stack import environments
 from tests.aws.stack.stack import Stack
 
 _T = TypeVar("_T")
 PATIENCE = 300.0
 PROGRAM = [str(Path(sys.executable).with_name("fleetfold"))]
 NAME, FLEET = "trial", "field"
+SHARED = environments.ROOT / "package"
 OWN = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 
@@ -56,6 +58,8 @@ class AwsFleet:
         self.took: dict[str, float] = {}
 
     def __enter__(self) -> Self:
+        self.home.mkdir(exist_ok=True)
+        _share(self.home / "aws" / "package")
         self.timed("deploy", "aws", "deploy", *self._deployment)
         self.stack: Deployed = load(self.home, self.name)
         self.table = DynamoRecords(self.aws.client("dynamodb"), self.stack.table)
@@ -195,3 +199,11 @@ class AwsFleet:
             self.aws.client("sqs").set_queue_attributes(
                 QueueUrl=self.stack.outputs[name], Attributes={"VisibilityTimeout": "5"}
             )
+
+
+def _share(place: Path) -> None:
+    """The functions' libraries, which pip takes a while to fetch, are the same for all tests."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    SHARED.mkdir(parents=True, exist_ok=True)
+    if not place.exists():
+        place.symlink_to(SHARED)

@@ -182,6 +182,32 @@ class Stack:
         pages = self.client("cloudformation").get_paginator("list_stack_resources").paginate(StackName=stack)
         return [one for page in pages for one in page["StackResourceSummaries"]]
 
+    def left(self) -> dict[str, list[str]]:
+        """Everything that there is in the account, by its kind; none of what is there from the beginning."""
+        asked: dict[str, tuple[str, str, str, str]] = {
+            "stacks": ("cloudformation", "describe_stacks", "Stacks", "StackName"),
+            "buckets": ("s3", "list_buckets", "Buckets", "Name"),
+            "tables": ("dynamodb", "list_tables", "TableNames", ""),
+            "queues": ("sqs", "list_queues", "QueueUrls", ""),
+            "functions": ("lambda", "list_functions", "Functions", "FunctionName"),
+            "mappings": ("lambda", "list_event_source_mappings", "EventSourceMappings", "UUID"),
+            "log groups": ("logs", "describe_log_groups", "logGroups", "logGroupName"),
+            "roles": ("iam", "list_roles", "Roles", "RoleName"),
+            "machines": ("stepfunctions", "list_state_machines", "stateMachines", "name"),
+            "schedules": ("scheduler", "list_schedules", "Schedules", "Name"),
+            "schedule groups": ("scheduler", "list_schedule_groups", "ScheduleGroups", "Name"),
+            "alarms": ("cloudwatch", "describe_alarms", "MetricAlarms", "AlarmName"),
+            "rules": ("events", "list_rules", "Rules", "Name"),
+            "topics": ("sns", "list_topics", "Topics", "TopicArn"),
+        }
+        found = self.core.registry.left()
+        for kind, (service, operation, member, name) in asked.items():
+            listed = getattr(self.client(service), operation)().get(member, [])
+            names = sorted(one[name] if name else one for one in listed)
+            if names := [one for one in names if (kind, one) != ("schedule groups", "default")]:
+                found[kind] = names
+        return found
+
     # Inside
 
     def _launch(self, python: Path, runtime: Path) -> None:
