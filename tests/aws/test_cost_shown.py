@@ -7,7 +7,7 @@ import pytest
 from cyclopts import App
 
 from fleetfold.aws.cost import cost_of, prices, published
-from fleetfold.cli.aws_cost import ON_AWS, cost
+from fleetfold.cli.aws_cost import cost
 from fleetfold.cli.main import app as cli
 from fleetfold.errors import BadConfig
 from fleetfold.fold.tensors import write
@@ -97,11 +97,14 @@ def test_a_round_costs_what_the_ledger_knows_of_it_and_only_once_it_has_ended() 
     assert [row.cost for row in rows(world.ledger, world.objects, "r", world.now)] == [None] * 3
 
 
-def test_show_tells_what_a_run_on_aws_has_cost_and_nothing_of_any_other(said, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_show_tells_what_a_run_on_aws_has_cost_and_nothing_of_any_other(  # type: ignore[no-untyped-def]
+    said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lies on this machine, and is only said to be on AWS: of one that is, its records are asked the same."""
     said(cli, "init", "my-app")
     said(cli, "run", "my-app", "--rounds", "2", "--workers", "1")
     assert "cost" not in said(cli, "show", "latest")
-    (tmp_path / "home/runs/my-app-1" / ON_AWS).write_text("{}")
+    monkeypatch.setattr("fleetfold.cli.aws_cost.where", lambda place: "cloud")
     text = said(cli, "show", "latest")
     assert "cost" in text.splitlines()[3]
     assert "in 2 rounds, by a model and public prices" in text

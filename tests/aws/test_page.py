@@ -6,6 +6,7 @@ not run. Code that is named for a limit is there. The table of costs is the mode
 
 import ast
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,8 +35,6 @@ def commands() -> Iterator[str]:
 
 @pytest.mark.parametrize("command", list(commands()))
 def test_a_command_that_is_shown_and_not_run_is_one_of_the_program_with_its_options(command: str) -> None:
-    import shlex
-
     words = shlex.split(command)
     assert words[0] == "fleetfold", command
     _, _, ignored = app.parse_args(words[1:], exit_on_error=False, print_error=False)
@@ -60,7 +59,8 @@ def test_code_that_is_named_for_a_limit_is_there(path: str, name: str) -> None:
             names.add(node.name)
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            names |= {each.id for target in targets for each in ast.walk(target) if isinstance(each, ast.Name)}
+            found = (each for target in targets for each in ast.walk(target))
+            names |= {each.id for each in found if isinstance(each, ast.Name)}
     assert name in names, f"{path} has no {name}"
 
 

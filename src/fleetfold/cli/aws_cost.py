@@ -16,7 +16,7 @@ from fleetfold.errors import BadConfig
 from fleetfold.ledger import Ledger
 from fleetfold.settings import seconds, share, size
 from fleetfold.view import Priced
-from fleetfold.wiring.local import Place
+from fleetfold.wiring.local import Place, where
 
 if TYPE_CHECKING:
     from fleetfold.aws.cost import Bill, Prices
@@ -102,13 +102,9 @@ def cost(
         terminal().print(_shown(chosen.bill, chosen.reason, asked, rounds, model_of.PARTS))
 
 
-ON_AWS = "aws.json"
-"""In the folder of a run on AWS: what this machine knows of the stack (wiring.aws)."""
-
-
 def priced(place: Place, ledger: Ledger) -> Priced | None:
     """What tells the cost of a round of that run, if it is one that is paid for by the round."""
-    if not (place.folder / ON_AWS).exists():
+    if where(place) != "cloud":
         return None
     from fleetfold.aws.cost import cost_of, prices
 
