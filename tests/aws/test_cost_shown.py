@@ -100,7 +100,7 @@ def test_a_round_costs_what_the_ledger_knows_of_it_and_only_once_it_has_ended() 
 def test_show_tells_what_a_run_on_aws_has_cost_and_nothing_of_any_other(  # type: ignore[no-untyped-def]
     said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It lies on this machine, and is only said to be on AWS: of one that is, its records are asked the same."""
+    """It lies on this machine, and is only said to be on AWS."""
     said(cli, "init", "my-app")
     said(cli, "run", "my-app", "--rounds", "2", "--workers", "1")
     assert "cost" not in said(cli, "show", "latest")

@@ -280,8 +280,8 @@ DIFFERENCES = ("int8", "topk")
 POLLS = 5 * 3
 """Requests a minute by which Lambda looks into a queue in which nothing is: five at once, of 20 s each."""
 QUEUES = len(template.BATCH)
-METRICS = 11
-"""Numbers of each run (aws.telling), paid for by the hour in which they are written."""
+METRICS = len(watching.ROUND) + len(watching.MORE)
+"""Numbers of each run, paid for by the hour in which they are written."""
 
 
 def _largest(shards: Sequence[Shard]) -> int:
