@@ -8,12 +8,13 @@ from bench.buffered import buffered
 from bench.codecs import codecs
 from bench.fleet import fleet
 from bench.fold import fold
+from bench.lambda_ import lambda_
 from bench.overhead import overhead
 from bench.privacy import privacy
 from bench.proximal import proximal
 from bench.selection import select
 
-BENCHMARKS = (overhead, fold, select, buffered, attack, codecs, proximal, privacy, fleet, agent)
+BENCHMARKS = (overhead, fold, select, buffered, attack, codecs, proximal, privacy, fleet, agent, lambda_)
 
 app = App(
     name="python -m bench",
@@ -21,7 +22,7 @@ app = App(
     version_flags=[],
 )
 for benchmark in BENCHMARKS:
-    app.command(benchmark)
+    app.command(benchmark, name=benchmark.__name__.rstrip("_"))
 
 if __name__ == "__main__":
     app()

@@ -74,6 +74,7 @@ class Folding(Struct, frozen=True, kw_only=True):
     model: str  # key of the object that is made
     shards: int = 0  # that are folded apart; 0: it is not cut
     upload: str = ""
+    size: int = 0  # bytes of the object
 
 
 _RUN = msgspec.json.Decoder(Run)

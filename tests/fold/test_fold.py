@@ -426,3 +426,18 @@ def test_the_users_own_fold_is_given_all_updates_of_a_coordinate() -> None:
 def test_a_fold_of_the_users_own_that_returns_nonsense_is_told_so() -> None:
     with pytest.raises(BadConfig, match="fold function returned"):
         folded([source("x", mixed(1))], header(mixed(1)), lambda block, shares: block)
+
+
+def test_files_that_are_read_as_from_a_store_are_folded_to_the_same_bytes(tmp_path: Path) -> None:
+    updates = [{"a": np.arange(9_000, dtype=np.float32) * k, "n": np.array(k)} for k in range(5)]
+    model = header(updates[0])
+    with ExitStack() as stack:
+        sources = []
+        for k, update in enumerate(updates):
+            place = tmp_path / str(k)
+            place.write_bytes(write(update))
+            file = stack.enter_context(place.open("rb")).fileno()
+            sources.append(replace(source(str(k), update), file=(file, model.begin)))
+        here = b"".join(bytes(piece) for piece in fold_shard(sources, model, chunk=100))
+        away = b"".join(bytes(piece) for piece in fold_shard(sources, model, chunk=100, depth=3))
+    assert here == away

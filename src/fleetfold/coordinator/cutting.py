@@ -32,7 +32,7 @@ from fleetfold.fold.recipe import ChunkFold, Recipe, Unfit
 from fleetfold.fold.tensors import Header, write_header
 from fleetfold.ledger import TRIES, Arrival, Folding, Ledger, place
 from fleetfold.messages import Kind
-from fleetfold.ports import Objects, Reader, Uploads, fetch
+from fleetfold.ports import Objects, Reader, Uploads, read_on
 from fleetfold.round.state import Round
 from fleetfold.settings import Settings, Share
 
@@ -49,6 +49,8 @@ PIECE = 4 << 20
 """Bytes of one read, when the model is read back."""
 AT_ONCE = 6
 """Such reads in flight."""
+HEAD = 64 << 10
+"""Bytes of a plan that are read first, which opening it has brought: most are smaller."""
 
 
 class Slice(Struct, frozen=True):
@@ -126,7 +128,7 @@ def prepare(
             plan = replace(plan, upload=uploads.begin(model))
             text = msgspec.json.encode(plan)
             digest = hashlib.sha256(text).hexdigest()
-            new = replace(new, plan=digest, shards=len(plan.slices), upload=plan.upload)
+            new = replace(new, plan=digest, shards=len(plan.slices), upload=plan.upload, size=plan.size)
             objects.put(layout.fold_plan(at, digest), [text])
         if ledger.save_folding(at, new, version):
             if found is not None:
@@ -154,9 +156,7 @@ def planned(
     how = plan_fold(base, len(arrivals), size, replace(site, folders=min(site.folders, MOST_SHARDS)))
     if len(how.shards) < 2:
         return None
-    version = round.base + 1
-    examples = sum(a.examples for a in arrivals)
-    about = ModelHeader(round.run, version, round.number, len(arrivals), examples)
+    about = _about(round, arrivals)
     head = len(_header(base, about))
     whole = head + base.size - base.begin
     longest = max(int(LONGEST * site.part), ceil(whole / MANY))
@@ -164,7 +164,7 @@ def planned(
     firsts = accumulate(map(len, parts[:-1]), initial=1)
     return Plan(
         run=round.run, round=round.number, kind=round.kind, base=round.base,
-        model=layout.model(round.run, version), upload="", size=whole, about=about,
+        model=layout.model(round.run, round.base + 1), upload="", size=whole, about=about,
         header=replace(base, metadata=b""), fold=settings.fold, byzantine=settings.byzantine,
         pieces=tuple(
             Piece(_plain(a), weight(a, settings), freshness(a, round, settings)) for a in arrivals
@@ -177,7 +177,11 @@ def planned(
 def load(objects: Objects, round: str, plan: str) -> Plan:
     """The plan with that digest, of the round with that key (`ledger.place`). Raises KeyError if there is
     none: then it was replaced, and nobody waits for what it asks."""
-    return msgspec.json.decode(fetch(objects, layout.fold_plan(round, plan)), type=Plan)
+    with closing(objects.open(layout.fold_plan(round, plan))) as reader:
+        text, step = b"", HEAD
+        while len(found := read_on(reader, len(text), step)) == step:
+            text, step = text + found, PIECE
+    return msgspec.json.decode(text + found, type=Plan)
 
 
 def fold_part(objects: Objects, uploads: Uploads, plan: Plan, number: int) -> None:
@@ -226,15 +230,15 @@ def assemble(
     if mine:
         names = dict.fromkeys(name for each in mine for name in each.unfit)
         raise Unfit(list(names), mine[0].reason)
-    plan = load(objects, at, folding.plan)
+    header = _header(model, _about(round, arrivals))
     try:
-        if not uploads.finish(plan.model, plan.upload, plan.size):
+        if not uploads.finish(folding.model, folding.upload, folding.size):
             raise Unfinished(f"{at}: not all parts are there")
-        digest = _digest(objects, plan)
+        digest = _digest(objects, folding, header)
     except KeyError:  # by a rule of the bucket, or by somebody's hand
         prepare(ledger, objects, uploads, apart, round, arrivals, settings, lost=folding.plan)
         raise Unfinished(f"{at}: the upload is gone, and was begun again") from None
-    return Made(plan.model, digest)
+    return Made(folding.model, digest)
 
 
 def set_of(arrivals: Sequence[Arrival]) -> str:
@@ -252,6 +256,11 @@ def _plain(arrival: Arrival) -> Arrival:
         device="", seat=0, state="admitted", key=arrival.key, size=arrival.size, begin=arrival.begin,
         form=arrival.form, base=arrival.base,
     )  # fmt: skip
+
+
+def _about(round: Round, arrivals: Sequence[Arrival]) -> ModelHeader:
+    examples = sum(arrival.examples for arrival in arrivals)
+    return ModelHeader(round.run, round.base + 1, round.number, len(arrivals), examples)
 
 
 def _header(base: Header, about: ModelHeader) -> bytes:
@@ -300,14 +309,14 @@ def _filled(data: Iterable[bytes | memoryview], sizes: Sequence[int]) -> Iterato
         room += rest
 
 
-def _digest(objects: Objects, plan: Plan) -> str:
-    """The sha256 of the finished object, which is the plan's: its header tells of how many updates it is.
-    Raises KeyError if it is another one."""
-    digest, header = hashlib.sha256(), _header(plan.header, plan.about)
-    with closing(objects.open(plan.model)) as reader, closing(_ahead(reader, plan.size)) as pieces:
+def _digest(objects: Objects, folding: Folding, header: bytes) -> str:
+    """The sha256 of the finished object. Raises KeyError if it begins otherwise: then it is of other updates,
+    fewer or more."""
+    digest = hashlib.sha256()
+    with closing(objects.open(folding.model)) as reader, closing(_ahead(reader, folding.size)) as pieces:
         for offset, data in pieces:
-            if offset == 0 and not data[: len(header)] == header[: len(data)]:
-                raise KeyError(plan.model)
+            if offset == 0 and data[: len(header)] != header[: len(data)]:
+                raise KeyError(folding.model)
             digest.update(data)
     return digest.hexdigest()
 

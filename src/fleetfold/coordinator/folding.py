@@ -135,7 +135,7 @@ def release_of(model: Header) -> int:
 def _passes(
     site: Site, sources: Sequence[Source], model: Header, recipe: Recipe
 ) -> Generator[memoryview, None, None]:
-    how = plan_fold(model, len(sources), 0, site)
+    how = plan_fold(model, len(sources), model.size - model.begin, site)
     for shard in how.shards:
         yield from fold_shard(
             sources, model, shard, recipe, threads=how.threads, depth=how.depth, chunk=how.chunk

@@ -186,6 +186,7 @@ class _Fold:
                     else:
                         bases = {version: next(rows) for version in self._versions(piece)}
                         yield self.work(piece, rows, bases)
+                    deque(rows, 0)  # of files, which the kernel reads itself
                     waiting.popleft()
                     fill()
             finally:

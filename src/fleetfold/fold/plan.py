@@ -21,6 +21,8 @@ CUT = 1 << 14
 BATCH = 256
 """Updates whose sum in 64 bits is one piece of work. It depends on nothing, so that the order of rounding
 depends on the order of updates alone."""
+READ = 1 << 20
+"""Bytes of one read from a store, about."""
 PART = 5 << 20
 """Bytes that each part of an upload to S3 must have, but the last."""
 
@@ -138,14 +140,13 @@ def plan_fold(model: Header, updates: int, size: int, site: Site) -> Plan:
     share = size / max(1, whole)
     largest = max((shard.stop - shard.start for shard in shards), default=0)
     if site.latency:
-        # Reads of a few MB: their latency is then a small part of what each takes.
+        # Large enough that few are asked for, small enough that many are held: some are under way while
+        # others wait for their first byte.
         chunk = PAGE
-        while (
-            chunk < 1 << 21 and 4 * chunk < largest and 4 * chunk * share < 2 * site.latency * site.bandwidth
-        ):
+        while chunk < 1 << 21 and 4 * chunk < largest and 4 * chunk * share < READ:
             chunk *= 2
         takes = min(4 * chunk, largest) * share / site.bandwidth
-        depth = max(4, min(64, ceil(8 * site.latency / max(takes, 1e-3)), site.memory // (8 * chunk)))
+        depth = max(4, min(64, ceil(5 * site.latency / max(takes, 1e-3)), site.memory // (8 * chunk)))
     each = min(4 * chunk, largest) * share
     read = updates * size
     pieces = sum(1 for s in shards for _ in chunks(stretches(model), s, chunk))
