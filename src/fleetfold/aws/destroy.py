@@ -92,7 +92,8 @@ def destroy(
         _ask_away(
             service, "delete_table", ("ResourceNotFoundException", "ResourceInUseException"), TableName=table
         )
-        account.clients["dynamodb"].get_waiter("table_not_exists").wait(TableName=table)
+        waiter = account.clients["dynamodb"].get_waiter("table_not_exists")
+        waiter.wait(TableName=table, WaiterConfig={"Delay": 2, "MaxAttempts": 150})
         say(f"deleted table {table}")
     for bucket in _buckets(account, stack):
         emptied(account, bucket, lambda key: models or not _MODEL.match(key))
@@ -107,11 +108,11 @@ def destroy(
         say(f"deleted bucket {bucket}")
 
 
-def emptied(account: Account, bucket: str, gone: Callable[[str], bool]) -> None:
-    """Delete every version of those keys, and what was being uploaded."""
+def emptied(account: Account, bucket: str, gone: Callable[[str], bool], prefix: str = "") -> None:
+    """Delete every version of those keys, and what was being uploaded; all of it below `prefix`."""
     service = account.service("s3", f"bucket {bucket}")
     batch: list[dict[str, str]] = []
-    for page in _pages(account, "s3", "list_object_versions", Bucket=bucket):
+    for page in _pages(account, "s3", "list_object_versions", Bucket=bucket, Prefix=prefix):
         found = [*page.get("Versions", []), *page.get("DeleteMarkers", [])]
         batch += [{"Key": o["Key"], "VersionId": o["VersionId"]} for o in found if gone(o["Key"])]
         while len(batch) >= BATCH:
@@ -119,7 +120,7 @@ def emptied(account: Account, bucket: str, gone: Callable[[str], bool]) -> None:
             batch = batch[BATCH:]
     if batch:
         _delete(service, bucket, batch)
-    for page in _pages(account, "s3", "list_multipart_uploads", Bucket=bucket):
+    for page in _pages(account, "s3", "list_multipart_uploads", Bucket=bucket, Prefix=prefix):
         for upload in page.get("Uploads", []):
             _ask_away(
                 service, "abort_multipart_upload", ("NoSuchUpload",),

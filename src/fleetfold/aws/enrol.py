@@ -191,15 +191,19 @@ def clear(iot: Any, records: Records, place: Place) -> list[str]:
     removed = []
     group = Service(iot, f"thing group {place.group}")
     for name in _pages(group, "list_things_in_thing_group", "things", thingGroupName=place.group):
-        thing = Service(iot, f"thing {name}")
-        if _attributes(thing, name).get(FLEET) != place.fleet:
-            continue
-        past = _void(thing, place, name) | set(_spent(newest(records, name)))
-        for id in sorted(past):
-            _ask_away(thing, "delete_certificate", certificateId=id, forceDelete=True)
-        _ask_away(thing, "delete_thing", thingName=name)
-        removed.append(name)
+        if _attributes(Service(iot, f"thing {name}"), name).get(FLEET) == place.fleet:
+            remove(iot, records, place, name)
+            removed.append(name)
     return removed
+
+
+def remove(iot: Any, records: Records, place: Place, device: str) -> None:
+    """Remove one of the fleet's things, with its certificates."""
+    thing = Service(iot, f"thing {device}")
+    past = _void(thing, place, device) | set(_spent(newest(records, device)))
+    for id in sorted(past):
+        _ask_away(thing, "delete_certificate", certificateId=id, forceDelete=True)
+    _ask_away(thing, "delete_thing", thingName=device)
 
 
 def newest(records: Records, device: str) -> Credential | None:

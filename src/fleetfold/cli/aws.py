@@ -6,21 +6,28 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
+from fleetfold.agent.app import find_app
 from fleetfold.cli.aws_cost import cost
 from fleetfold.cli.board import plain_table, terminal
 from fleetfold.cli.fleet import installed
+from fleetfold.cli.init import APP
 from fleetfold.cli.places import shown
+from fleetfold.cli.run import watched
 from fleetfold.errors import BadConfig
-from fleetfold.settings import size
-from fleetfold.wiring.local import home
+from fleetfold.local import run as local_run
+from fleetfold.settings import Settings, size
+from fleetfold.wiring.local import Place, home
 
 if TYPE_CHECKING:
     from fleetfold.aws.destroy import Remains
     from fleetfold.aws.logs import Line
+    from fleetfold.aws.smoke import Emulator
+    from fleetfold.aws.stack import Stack
     from fleetfold.aws.stacks import Happening, Plan, Stacks, Standing
 
 aws = App(
@@ -173,6 +180,75 @@ def logs(
         _show_line(line)
     if not found:
         print(f"nothing was written of {run} in {hours:g} hours\n  next: fleetfold aws status")
+
+
+@aws.command
+def smoke(
+    *,
+    devices: Annotated[int, Parameter(help="made up for it, 1 to 10")] = 3,
+    stack: _KNOWN = "",
+    tidy: Annotated[
+        bool, Parameter(help="only remove what an interrupted one has left", negative="")
+    ] = False,
+    broker: Annotated[str, Parameter(help="an emulator's", show=False)] = "",
+    authority: Annotated[Path | None, Parameter(help="an emulator's", show=False)] = None,
+) -> int:
+    """Train one round in the account, with devices made up for it, and remove them and it afterwards.
+
+    Its devices are processes on this machine that join as any device does, without keys of AWS; no other
+    device of the fleet is asked.
+
+    **Examples**
+
+    - `fleetfold aws smoke`
+    - `fleetfold aws smoke --devices 10 --stack farm`
+    - `fleetfold aws smoke --tidy`
+    """
+    installed()
+    from fleetfold.aws import deploy as deployment
+    from fleetfold.aws import smoke as smoking
+    from fleetfold.aws.stack import load
+
+    known = load(home(), stack)
+    if not 1 <= devices <= 10:
+        raise BadConfig(f"--devices {devices}: 1 to 10 are made up", next="fleetfold aws smoke")
+    account = deployment.account(known.region)
+    if tidy:
+        for what in smoking.tidied(account, known):
+            print(f"removed {what}")
+        return 0
+    name = smoking.name()
+    emulator = smoking.Emulator(broker, authority.read_text()) if broker and authority else None
+    try:
+        return _smoke(known, name, devices, emulator)
+    finally:
+        removed = smoking.tidied(account, known, name)
+        print(f"tidied: {len(removed)} things that it made are removed")
+
+
+def _smoke(stack: "Stack", name: str, devices: int, emulator: "Emulator | None") -> int:
+    from fleetfold.aws import opening
+    from fleetfold.aws import smoke as smoking
+    from fleetfold.aws.stack import save
+
+    with TemporaryDirectory(prefix=f"{name}-") as folder:
+        place = Place(Path(folder, "home"), name)
+        place.folder.mkdir(parents=True)
+        save(place.home, stack)
+        path = Path(folder, "app")
+        path.mkdir()
+        (path / "app.py").write_text(APP.format(name=name, folder=path))
+        app = find_app(str(path))
+        settings = Settings(
+            rounds=1, devices=devices, select="all", available=devices, quorum=1.0, deadline=120.0,
+            where=smoking.where(name), evaluate="cohort",
+        )  # fmt: skip
+        prepared = local_run.prepare(app, settings)
+        with smoking.devices(stack, name, devices, path, Path(folder), print, emulator):
+            if opening.is_taken(stack, name):
+                raise BadConfig(f"there is a run {name}", next="fleetfold aws smoke")
+            opening.submit(stack, app, settings, prepared.model, place)
+            return watched(place, False, "the stack goes on with it")
 
 
 @aws.command
