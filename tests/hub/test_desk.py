@@ -142,7 +142,7 @@ def test_nobody_waits_for_ever_and_what_nobody_waits_for_is_forgotten(records: M
 
 
 def test_commands_that_wait_are_bounded(records: MemoryRecords, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(desk, "MOST", 3)
+    monkeypatch.setattr(errands, "MOST", 3)
     for id in "123":
         ordered(records, id)
     with pytest.raises(BadConfig, match="waiting for answers already"):
