@@ -52,9 +52,9 @@ class Flow:
     def read(self, offset: int, into: memoryview) -> int:
         most = min(len(into), max(0, self._size - offset))
         with self._changed:
-            while offset in self._promised:  # a stream is going to stand there: others are reading up to it
-                self._changed.wait()
             self._promised.add(offset + most)
+            while offset in self._promised and most:  # others read up to there, and leave a stream standing
+                self._changed.wait()
         try:
             done, broken = 0, 0
             while done < most:

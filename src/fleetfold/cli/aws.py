@@ -14,7 +14,8 @@ from cyclopts import App, Parameter
 from fleetfold.agent.app import find_app
 from fleetfold.cli.aws_cost import cost
 from fleetfold.cli.board import plain_table, terminal
-from fleetfold.cli.fleet import installed
+from fleetfold.cli.fleet import claim, installed
+from fleetfold.cli.greengrass import greengrass
 from fleetfold.cli.init import APP
 from fleetfold.cli.places import shown
 from fleetfold.cli.run import watched
@@ -36,7 +37,8 @@ aws = App(
     help_format="markdown",
 )
 
-aws.command(cost)
+for command in (claim, cost, greengrass):
+    aws.command(command)
 
 _STACK = Annotated[str, Parameter(help="the stack's name")]
 _REGION = Annotated[str, Parameter(help="default: AWS_DEFAULT_REGION, or that of ~/.aws")]
