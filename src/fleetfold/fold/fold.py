@@ -9,7 +9,7 @@ them; what no update carries stays as it is. Same updates in the same order, sam
 is cut, whoever works on it.
 """
 
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -146,11 +146,11 @@ class _Fold:
         """The same, with `depth` reads of `most` elements in flight, or more smaller ones, also of the pieces
         that come next."""
         waiting: deque[tuple[_Piece, int, deque[Future[Array]]]] = deque()  # with the number of its reads
-        under_way = 0  # elements that are asked for and not taken
+        under_way, spare = 0, _Spare(most)  # elements that are asked for and not taken
 
         def asked() -> Iterator[tuple[deque[Future[Array]], Callable[[], Array], int]]:
             for piece in pieces:
-                reads, futures = self._reads(piece), deque[Future[Array]]()
+                reads, futures = self._reads(piece, spare), deque[Future[Array]]()
                 waiting.append((piece, len(reads), futures))
                 for read in reads:
                     yield futures, read, piece.chunk.count
@@ -168,12 +168,21 @@ class _Fold:
                     futures.append(pool.submit(read))
 
             def taken(piece: _Piece, number: int, futures: deque[Future[Array]]) -> Iterator[Array]:
+                """Each is good until ROWS more have been taken, but for models."""
                 nonlocal under_way
-                for _ in range(number):
+                rows = piece.stop - piece.begin if piece.chunk.stretch.is_float else 0
+                given: deque[Array] = deque()
+                for k in range(number):
                     fill()
                     found = futures.popleft().result()
                     under_way -= piece.chunk.count
+                    if k >= number - rows:
+                        given.append(found)
+                    if len(given) > ROWS:
+                        spare.give(given.popleft())
                     yield found
+                for row in given:
+                    spare.give(row)
 
             try:
                 fill()
@@ -194,7 +203,7 @@ class _Fold:
                     for future in futures:
                         future.cancel()
 
-    def _reads(self, piece: _Piece) -> list[Callable[[], Array]]:
+    def _reads(self, piece: _Piece, spare: "_Spare") -> list[Callable[[], Array]]:
         """What a piece is made of, each by itself: models, then rows; or what is taken as it is."""
         chunk, mix = piece.chunk, piece.mix
         if not chunk.stretch.is_float:
@@ -202,7 +211,7 @@ class _Fold:
         wide = _wide(chunk.stretch)
         return [
             *(partial(self._base, version, chunk, wide) for version in self._versions(piece)),
-            *(partial(self._fresh, k, chunk, wide) for k in mix.members[piece.begin : piece.stop]),
+            *(partial(self._fresh, k, chunk, wide, spare) for k in mix.members[piece.begin : piece.stop]),
         ]
 
     def _versions(self, piece: _Piece) -> list[int]:
@@ -221,8 +230,8 @@ class _Fold:
         moved = source.base != newest or source.factor != 1.0
         return ([source.base] if moved and not delta else []) + ([newest] if moved or delta else [])
 
-    def _fresh(self, member: int, chunk: Chunk, wide: Any) -> Array:
-        return self.row(member, chunk, np.empty(chunk.count, wide))
+    def _fresh(self, member: int, chunk: Chunk, wide: Any, spare: "_Spare") -> Array:
+        return self.row(member, chunk, spare.take(chunk.count, wide))
 
     def _base(self, version: int, chunk: Chunk, wide: Any) -> Array:
         out = np.empty(chunk.count, wide)
@@ -384,6 +393,29 @@ class _Fold:
         """Who sent values that are not finite, in this chunk."""
         values = np.empty(chunk.count, _wide(chunk.stretch))
         return [self.sources[k].name for k in members if not np.isfinite(self.row(k, chunk, values)).all()]
+
+
+class _Spare:
+    """Rows of `most` elements that are used again: pages that are new cost as much as what is done in them.
+    Small ones are not kept."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._rows: defaultdict[Any, list[Array]] = defaultdict(list)
+
+    def take(self, count: int, dtype: Any) -> Array:
+        if 2 * count <= self._most:
+            return np.empty(count, dtype)
+        try:
+            whole = self._rows[dtype].pop()
+        except IndexError:
+            whole = np.empty(self._most, dtype)
+        return whole[:count]
+
+    def give(self, row: Array) -> None:
+        """Nobody looks at it any more."""
+        if isinstance(row.base, np.ndarray) and len(row.base) == self._most:
+            self._rows[row.dtype.type].append(row.base)
 
 
 def measured(
