@@ -1,7 +1,7 @@
 """A small Step Functions: executes the state machine from its definition, as far as ours goes.
 
-It knows Pass, Choice, Task, Map, Succeed and Fail, JSONPath, retries and task tokens with a timeout. It does not
-know quotas, real pauses, or anything that ours does not use: at that it fails.
+It knows Pass, Choice, Task, Map, Succeed and Fail, JSONPath, retries and task tokens with a timeout. It does
+not know quotas, real pauses, or anything that ours does not use: at that it fails.
 """
 
 import hashlib

@@ -95,7 +95,7 @@ class Turn:
 
 
 class Platform:
-    """`devices` answer, `silent` more never do. `chance`: of orders, batches and doublets; None: none of it."""
+    """`devices` answer, `silent` more never do. `chance`: of orders, batches and doublets."""
 
     def __init__(
         self, devices: int = 4, *, silent: int = 0, chance: random.Random | None = None,
@@ -118,7 +118,7 @@ class Platform:
         self.rows: list[Row] = []
         self.calls: dict[str, int] = dict.fromkeys(FUNCTIONS, 0)
         self.steps: dict[str, int] = dict.fromkeys(FUNCTIONS, 0)
-        self.victim, self.at, self.meets, self.doubled = "", 0, False, ""
+        self.victim, self.at, self.meets, self.doubled, self.deaf = "", 0, False, "", False
         self._serial = 0
         self.cut = cut
         names = [f"d{i}" for i in range(devices + silent)]
@@ -150,7 +150,9 @@ class Platform:
         )
 
     def _happens(self) -> bool:
-        happened = any([each.advance() for each in list(self.executions.values())])
+        happened = False
+        for execution in list(self.executions.values()):
+            happened |= execution.advance()
         for task in self.link.tasks():
             when = self.now + self.pace(task.device, task.round) if self.pace else self.now
             self.due.append((when, task))
@@ -166,6 +168,8 @@ class Platform:
     def _sleep(self) -> None:
         """Nothing can be done now: time passes until something can."""
         waiting = [each.until for each in self.executions.values() if each.token]
+        if self.deaf:  # no alarm rings
+            self.alarms.clear()
         nexts = [*waiting, *(time for time, _ in self.alarms), *(when for when, _ in self.due)]
         assert nexts, "nobody will ever do anything again"
         self.now = max(self.now, min(nexts))

@@ -9,13 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fleetfold import layout
-from fleetfold.aws import steps, workflow
-from fleetfold.fold.tensors import read, write
-from fleetfold.ledger import place
-from fleetfold.messages import Presence, encode
 from fleetfold.round.run import RunState
-from fleetfold.round.state import Phase
 from tests.aws.platform import FUNCTIONS, Platform
 from tests.world import World
 

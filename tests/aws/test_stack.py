@@ -5,7 +5,7 @@ its steps, destroyed. Nothing here ran on AWS itself; what the emulators do not 
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -82,25 +82,72 @@ def test_ten_devices_train_digits_on_aws_as_ten_simulated_devices_do(aws: Stack,
         assert "nothing changes" in fleet.deploy()
 
 
-def test_functions_that_are_killed_retried_repeated_and_doubled_train_the_same_model(
-    aws: Stack, tmp_path: Path
-) -> None:
+def test_functions_that_are_killed_repeated_and_doubled_train_the_same_model(aws: Stack, tmp_path: Path) -> None:
     """Each dies at a sample of its steps; then all are called twice each time, then beside themselves."""
     app, devices = APPS / "digits-numpy", 4
     with AwsFleet(aws, tmp_path, app, devices) as fleet:
-        functions = fleet.stack.functions
-        for name in ("initiate", "collect", "publish", "status"):
-            faults = [{"environment": {"FLEETFOLD_FAULTS": f"{name}:{at}"}} for at in (1, 2, 3, 4, 6, 8, 11)]
-            aws.ask(functions[name], *chain.from_iterable((fault, {}) for fault in faults))
-        compare(fleet, tmp_path, "1", devices)
-        died = sum("signal: SIGKILL" in aws.written(name) for name in functions.values())
-        assert died
+        killed = ("initiate", "collect", "publish")
+        for name in killed:
+            kill(fleet, name, (1, 2, 3, 4, 6, 8))
+        compare(fleet, tmp_path, "killed", devices)
+        deaths = {name: aws.calls.deaths(fleet.stack.functions[name]) for name in killed}
+        print(f"killed: {deaths}")
+        assert min(deaths.values()) >= 3
         for how in ("twice", "at once"):
-            for function in functions.values():
+            for function in fleet.stack.functions.values():
                 aws.ask_always(function, {"repeat": how})
             compare(fleet, tmp_path, how, devices)
         check_quiet(fleet)
         check_calls(fleet)
+
+
+WIDE = """
+
+class Wide(Mlp):
+    \"\"\"The same beside 20 MB that only get a number added: a model of several parts.\"\"\"
+
+    def init(self, seed):
+        return super().init(seed) | {"wide": np.arange(5_000_000, dtype=np.float32)}
+
+    def train(self, model, work):
+        trained = super().train({k: v for k, v in model.items() if k != "wide"}, work)
+        wide = model["wide"] + np.float32(0.001) * (work.seed % 97)
+        return Trained(tensors=trained.tensors | {"wide": wide}, examples=trained.examples, metrics=trained.metrics)
+
+
+trainer = Wide()
+"""
+
+
+def test_a_model_of_several_parts_is_folded_by_functions_that_are_killed_and_then_nothing_is_left(
+    aws: Stack, tmp_path: Path
+) -> None:
+    app, devices = tmp_path / "wide", 3
+    app.mkdir()
+    (app / "app.py").write_text((APPS / "digits-numpy" / "app.py").read_text() + WIDE)
+    assert aws.left() == {}
+    with AwsFleet(aws, tmp_path, app, devices) as fleet:
+        killed = ("fold_shard", "publish")
+        for name in killed:
+            kill(fleet, name, (1, 2, 3, 4))
+        compare(fleet, tmp_path, "killed", devices)
+        deaths = {name: aws.calls.deaths(fleet.stack.functions[name]) for name in killed}
+        print(f"killed: {deaths}")
+        assert min(deaths.values()) >= 2
+        for function in fleet.stack.functions.values():
+            aws.ask_always(function, {"repeat": "at once"})
+        compare(fleet, tmp_path, "at once", devices)
+        check_quiet(fleet)
+        check_calls(fleet)
+        said = fleet.timed("destroy", "aws", "destroy", "--stack", fleet.name, "--delete-models", "--yes")
+        assert "is gone" in said
+        assert aws.left() == {}
+
+
+def kill(fleet: AwsFleet, name: str, steps: Sequence[int]) -> None:
+    """Have every other invocation of the function die at one of these steps, one after another."""
+    faults = ({"environment": {"FLEETFOLD_FAULTS": f"{name}:{at}"}} for at in steps)
+    fleet.aws.ask(fleet.stack.functions[name], *chain.from_iterable((fault, {}) for fault in faults))
 
 
 def compare(fleet: AwsFleet, folder: Path, what: str, devices: int) -> None:
@@ -116,9 +163,11 @@ def compare(fleet: AwsFleet, folder: Path, what: str, devices: int) -> None:
         client.close()
 
     ticking = threading.Thread(target=tick)
+    since = time.monotonic()
     ticking.start()
     try:
         fleet.finished()
+        print(f"{what}, {len(fleet.rounds())} rounds: {time.monotonic() - since:.1f} s")
     finally:
         ended.set()
         ticking.join()

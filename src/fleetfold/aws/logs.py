@@ -61,20 +61,34 @@ def _all(logs: Service, stack: Stack, run: str, since: float) -> Iterator[tuple[
             try:
                 page = logs.ask(
                     "filter_log_events", expected=["ResourceNotFoundException"], logGroupName=group,
-                    startTime=int(since * 1000), filterPattern=f'"{run}"', **more,
+                    startTime=int(since * 1000), filterPattern=f'?"{run}" {_DYING}', **more,
                 )  # fmt: skip
             except Declined:
                 break
             for event in page["events"]:
-                line = _line(what, event["timestamp"] / 1000, event["message"].rstrip())
-                if line.more.get("run", run) == run:
+                text = event["message"].rstrip()
+                line = _line(what, event["timestamp"] / 1000, text)
+                if is_of(run, line, text):
                     yield line, event["eventId"]
             if not page.get("nextToken"):
                 break
             more = {"nextToken": page["nextToken"]}
 
 
-_OWN = {"level", "message", "timestamp", "service", "location", "function_name", "_aws"}
+def is_of(run: str, line: Line, text: str) -> bool:
+    """Whether the line is about that run, or about a function that was killed at whatever it did."""
+    if line.more:
+        return bool(line.more.get("run", run if run in text else "") == run)
+    return any(word in text for word in (run, *DEATHS))
+
+
+DEATHS = ("Task timed out", "Runtime.ExitError", "Runtime.OutOfMemory")
+"""What Lambda writes of a function that it killed, or that died: it knows of no runs."""
+_DYING = " ".join(f'?"{words}"' for words in DEATHS)
+_OWN = {
+    "level", "message", "timestamp", "service", "location", "function_name", "_aws", "cold_start",
+    "function_memory_size", "function_arn", "function_request_id", "xray_trace_id",
+}  # fmt: skip
 """What is in the line already, or is the machine's."""
 
 

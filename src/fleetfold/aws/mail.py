@@ -176,7 +176,7 @@ def _keys(message: Message, ignored: Ignored) -> Iterator[str]:
     """Of the objects that one notification speaks of. In it they are quoted as in a form."""
     try:
         found = _NOTIFICATION.decode(message.body)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         ignored(f"notification that is none: {shown(str(error), 100)}")
         return
     if not found.records and found.event != "s3:TestEvent":
@@ -192,7 +192,7 @@ def _understood(message: Message) -> Any:
     """A Sighting, or one of a device's messages; a `str` says why it is neither."""
     try:
         found = _FROM_BROKER.decode(message.body)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except (msgspec.MsgspecError, UnicodeError, RecursionError) as error:
         return f"message of no broker: {shown(str(error), 100)}"
     if found.lifecycle is not None:
         event = found.lifecycle

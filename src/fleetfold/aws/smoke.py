@@ -1,4 +1,4 @@
-"""A whole round in the account that a stack is in, with devices made up for it, and no trace of it afterwards.
+"""A whole round in the account of a stack, with devices made up for it, and no trace of it afterwards.
 
     enroll smoke-… ─▶ processes of the agent, without keys of AWS ─▶ run for these devices only ─▶ tidied
 
@@ -6,6 +6,7 @@ All that it makes bears its name, so that an interrupted one can be tidied by th
 """
 
 import os
+import re
 import secrets
 import subprocess
 import sys
@@ -28,11 +29,21 @@ from fleetfold.bundle import Bundle, save
 from fleetfold.errors import Unavailable
 from fleetfold.ledger import Ledger
 
-PREFIX = "smoke-"
-"""What the names of its devices and runs begin with."""
+_OURS = re.compile(r"(smoke-[0-9a-f]{6})(-[0-9])?")
+"""Names of its runs, and of their devices: what a person calls a smoke detector is none."""
 PATIENCE = 60.0
 """Seconds in which its devices have to be heard of."""
 _KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE")
+_MEMBER = """
+import os, sys, threading
+def leave():
+    sys.stdin.buffer.read()
+    os._exit(1)
+threading.Thread(target=leave, daemon=True).start()
+from fleetfold.__main__ import main
+main()
+"""
+"""`fleetfold`, for as long as whoever started it lives: then its standard input ends."""
 Say = Callable[[str], None]
 
 
@@ -44,7 +55,7 @@ class Emulator(Struct, frozen=True):
 
 
 def name() -> str:
-    return f"{PREFIX}{secrets.token_hex(3)}"
+    return f"smoke-{secrets.token_hex(3)}"
 
 
 def where(name: str) -> str:
@@ -66,12 +77,12 @@ def devices(
             bundle = enrol.enroll(account.iot, account.records, account.place, device, time.time())
             save(_emulated(bundle, emulator), path := folder / f"{device}.bundle")
             command = [
-                sys.executable, "-m", "fleetfold", "join", str(path), "--home", str(folder / device),
+                sys.executable, "-c", _MEMBER, "join", str(path), "--home", str(folder / device),
                 "--app", str(app), "--index", str(index), "--count", str(count), "--threads", "1",
             ]  # fmt: skip
             with (folder / f"{device}.log").open("wb") as log:
                 started.append(
-                    subprocess.Popen(command, env=plain, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+                    subprocess.Popen(command, env=plain, stdin=subprocess.PIPE, stdout=log, stderr=log)
                 )
         say(f"{count} devices are enrolled, and begin")
         _await(account.records, names, started, folder)
@@ -81,14 +92,15 @@ def devices(
             process.terminate()
         for process in started:
             try:
-                process.wait(10)
+                process.communicate(timeout=10)
             except subprocess.TimeoutExpired:
                 process.kill()
-                process.wait()
+                process.communicate()
 
 
-def tidied(account: Account, stack: Stack, name: str = PREFIX) -> list[str]:
-    """Remove devices, runs and objects whose names begin with `name`. → what was removed."""
+def tidied(account: Account, stack: Stack, name: str = "") -> list[str]:
+    """Remove the devices, the run and the objects of that smoke test, or of all that there were. → what was
+    removed."""
     own = enrol.account(stack)
     records = DynamoRecords(account.clients["dynamodb"], stack.table)
     said: list[str] = []
@@ -100,33 +112,32 @@ def tidied(account: Account, stack: Stack, name: str = PREFIX) -> list[str]:
     # From the registry too: whoever died while enrolling has a record or a thing, or both.
     known = [key.removeprefix(layout.FLEET) for key, _ in records.scan(layout.FLEET)]
     kept = [each.device for each in enrol.credentials(records)]
-    for device in sorted({each for each in [*known, *kept] if each.startswith(name)}):
+    for device in sorted({each for each in [*known, *kept] if _is_of(each, name)}):
         enrol.remove(own.iot, own.records, own.place, device)
         records.remove([layout.device(device), f"{enrol.CREDENTIALS}{device}"])
         said.append(f"device {device}")
     return said
 
 
+def _is_of(what: str, name: str) -> bool:
+    found = _OURS.fullmatch(what)
+    return found is not None and name in ("", found[1])
+
+
 def _runs(records: DynamoRecords, name: str) -> list[str]:
     """Also those of which only the name was taken."""
     found = {key.removeprefix("runs/") for key, _ in records.scan("runs/")}
     found |= {key.removeprefix(workflow.WAITS) for key, _ in records.scan(workflow.WAITS)}
-    return sorted(run for run in found if run.startswith(name))
+    return sorted(run for run in found if _is_of(run, name))
 
 
 def _records(records: DynamoRecords, run: str) -> list[str]:
     """All keys of a run's, its own last: as long as that is there the rest is found."""
     rounds = [key for key, _ in records.scan(layout.rounds(run))]
-    below = [
-        key
-        for round in rounds
-        for folder in (f"{round}/", layout.arrivals(round))
-        for key, _ in records.scan(folder)
-    ]
-    others = [
-        key for folder in (f"{layout.run(run)}/", layout.releases(run)) for key, _ in records.scan(folder)
-    ]
-    return list(dict.fromkeys([*below, *rounds, *others, workflow.key(run), layout.run(run)]))
+    folders = [folder for round in rounds for folder in (f"{round}/", layout.arrivals(round))]
+    folders += [f"{layout.run(run)}/", layout.releases(run)]
+    below = [key for folder in folders for key, _ in records.scan(folder)]
+    return list(dict.fromkeys([*below, *rounds, workflow.key(run), layout.run(run)]))
 
 
 def _stopped(account: Account, stack: Stack, run: str) -> None:

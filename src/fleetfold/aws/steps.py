@@ -50,12 +50,13 @@ def initiate(
     that has ended, once in an `execution`. Raises BadConfig if there is no such run."""
     ledger = cloud.ledger
     wait, _ = workflow.read(cloud.records, run)
+    by = execution if rounds < ENDLESS else wait.extended
     if rounds < ENDLESS and not (execution and wait.extended == execution):
         _extend(ledger, run, rounds)
     now = _known(ledger, run)
     if token:
-        kept = Wait(token=token, round=now.round, kind=now.kind, at=cloud.clock(), extended=execution)
-        workflow.keep(cloud.records, run, lambda old: kept if old.token != token else old)
+        kept = Wait(token=token, round=now.round, kind=now.kind, at=cloud.clock(), extended=by)
+        workflow.keep(cloud.records, run, lambda old: old if old.token == token else kept)
     turn(cloud, run, urgent=True, opening=True)
 
 

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter
 
 from fleetfold.agent.app import find_app
-from fleetfold.cli.aws_cost import cost
-from fleetfold.cli.board import plain_table, terminal
-from fleetfold.cli.fleet import claim, installed
-from fleetfold.cli.greengrass import greengrass
+from fleetfold.cli.board import Board, plain_table, terminal
+from fleetfold.cli.fleet import installed
 from fleetfold.cli.init import APP
 from fleetfold.cli.places import shown
-from fleetfold.cli.run import watched
-from fleetfold.errors import BadConfig
+from fleetfold.cli.run import LOOK
+from fleetfold.errors import BadConfig, Unavailable
 from fleetfold.local import run as local_run
+from fleetfold.round.run import RunState
 from fleetfold.settings import Settings, size
+from fleetfold.wiring import local as wiring
 from fleetfold.wiring.local import Place, home
 
 if TYPE_CHECKING:
@@ -36,9 +36,6 @@ aws = App(
     help="Keep a fleet on AWS: deployed by one command, with nothing running between rounds.",
     help_format="markdown",
 )
-
-for command in (claim, cost, greengrass):
-    aws.command(command)
 
 _STACK = Annotated[str, Parameter(help="the stack's name")]
 _REGION = Annotated[str, Parameter(help="default: AWS_DEFAULT_REGION, or that of ~/.aws")]
@@ -250,7 +247,22 @@ def _smoke(stack: "Stack", name: str, devices: int, emulator: "Emulator | None")
             if opening.is_taken(stack, name):
                 raise BadConfig(f"there is a run {name}", next="fleetfold aws smoke")
             opening.submit(stack, app, settings, prepared.model, place)
-            return watched(place, False, "the stack goes on with it")
+            with Board(place, console := terminal(), "table" if console.is_terminal else "lines") as board:
+                return _seen_to_end(place, board)
+
+
+def _seen_to_end(place: Place, board: Board) -> int:
+    ledger = wiring.ledger(place)
+    while (found := ledger.run(place.run)) is not None:
+        board(found[0], 0)
+        if found[0].state is RunState.FAILED:
+            raise Unavailable(f"the round failed: {found[0].reason}", next="fleetfold aws status")
+        if found[0].state is not RunState.RUNNING:
+            break
+        time.sleep(LOOK)
+    seconds = sum(row.seconds for row in board.rows)
+    print(f"it works: a round was trained and evaluated in {seconds:.1f} s")
+    return 0
 
 
 @aws.command

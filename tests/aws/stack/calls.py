@@ -3,7 +3,7 @@
 FOLDER/calls.jsonl, a line each, also written by LocalStack (localstack_main.py):
     {"kind": "environment", "key", "function", "role"}     a function's process, and the credentials lent to it
     {"kind": "call", "key" or "role", "service", "operation", "request", "status", "error", …}
-    {"kind": "invocation", "function", "ok", …}
+    {"kind": "invocation", "function", "ok", "asked"}      what a test asked to happen to it
 """
 
 import json
@@ -39,3 +39,11 @@ class Calls:
             elif line["kind"] == "call" and line.get("role"):
                 found.append((line["role"], line.get("by", ""), line))
         return found
+
+    def deaths(self, function: str) -> int:
+        """Invocations that a fault which was asked for has ended."""
+        return sum(
+            line["kind"] == "invocation" and line["function"] == function and not line["ok"]
+            and "environment" in line["asked"]
+            for line in self.all()
+        )  # fmt: skip

@@ -140,6 +140,7 @@ class Environment:
                 how = f"signal: {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
                 self.stop()
                 said = f"RequestId: {id} Error: Runtime exited with error: {how}"
+                self._write(f"{said}\n")
                 return "error", _error("Runtime.ExitError", said)
             if time.monotonic() > until:
                 self.stop()
