@@ -154,7 +154,7 @@ def enroll_polling(records: Records, signer: Signer, place: Place, device: str, 
     fresh = Credential(device=device, id=life, kind="poll", issued_at=now)
     change(records, device, lambda old: replace(fresh, past=_spent(old)))
     return Bundle(
-        fleet=place.fleet, device=device, brokers=(),
+        fleet=place.fleet, device=device, brokers=(), authority="", certificate="",
         poll=(
             signer.to_fetch(layout.mail(device, life, number), device, LONGEST),
             signer.to_deliver(layout.words(device, life, number), device, LONGEST, LIMIT),
