@@ -138,6 +138,11 @@ def arrivals(round: str) -> str:
     return f"{round}/arrivals/"
 
 
+def turn(record: str) -> str:
+    """Whose turn it is at a record that many change."""
+    return f"{record}/turn"
+
+
 def device(device: str) -> str:
     return f"fleet/{device}"
 

@@ -1,7 +1,7 @@
 """What lies at the hub's desk, who writes it twice or at once, and what is kept of what devices say."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -210,8 +210,8 @@ def test_what_could_not_be_written_is_written_later(records: MemoryRecords, ledg
     class Full(MemoryRecords):
         full = True
 
-        def get(self, key: str) -> Record | None:
-            return records.get(key)
+        def get_many(self, keys: Sequence[str]) -> dict[str, Record]:
+            return records.get_many(keys)
 
         def put_many(self, values):  # type: ignore[no-untyped-def]
             if self.full:

@@ -15,36 +15,20 @@ from math import ceil
 from typing import Any
 
 from msgspec import Struct
-from msgspec.structs import replace
 from paho.mqtt.client import MQTTMessage, MQTTMessageInfo
 from paho.mqtt.packettypes import PacketTypes
 
 from fleetfold import layout
 from fleetfold.adapters.connection import Connection, properties
-from fleetfold.errors import BadConfig, Unavailable, shown
-from fleetfold.messages import (
-    LIMIT,
-    SETTLED,
-    Answer,
-    Ask,
-    Command,
-    Grant,
-    Presence,
-    Report,
-    Task,
-    encode,
-    understood,
-)
+from fleetfold.adapters.posting import COMMANDED, GRANTED, packed, signed
+from fleetfold.errors import Unavailable, shown
+from fleetfold.messages import SETTLED, Answer, Ask, Command, Grant, Presence, Report, Task, understood
 from fleetfold.ports import Letter, Signer
 
 PATIENCE = 30.0
 """Seconds in which the broker has to say that it has a message."""
-LIFETIME = 3600.0
-"""Seconds that a signed address is good for; a device that needs longer asks for a fresh one."""
 ROOM = 10_000
 """Messages of one kind that wait to be taken; what comes when there are more is not taken from the broker."""
-COMMANDED = 60.0
-"""Seconds in which a device that is off may come back and still find a command."""
 KINDS = 100
 """Reasons for ignoring that are counted apart."""
 
@@ -93,7 +77,10 @@ class MqttBus:
     def invite(self, tasks: Sequence[Task]) -> None:
         now = self._clock()
         self._told(
-            [self._publish(task.device, "task", self._signed(task), task.deadline - now) for task in tasks]
+            [
+                self._publish(task.device, "task", signed(task, self._signer), task.deadline - now)
+                for task in tasks
+            ]
         )
 
     def letters(self) -> list[Letter]:
@@ -129,7 +116,7 @@ class MqttBus:
         return found
 
     def grant(self, grant: Grant) -> None:
-        self._publish(grant.device, "grant", grant, expires=PATIENCE)
+        self._publish(grant.device, "grant", grant, expires=GRANTED)
 
     def command(self, command: Command) -> None:
         """Have the device do it; a device that is off does it when it is back within a minute."""
@@ -149,14 +136,6 @@ class MqttBus:
 
     # Saying
 
-    def _signed(self, task: Task) -> Task:
-        """The task with addresses instead of keys."""
-        fetch: Callable[[str], str] = lambda key: (  # noqa: E731
-            self._signer.to_fetch(key, task.device, LIFETIME) if key else ""
-        )
-        update = self._signer.to_deliver(task.update, task.device, LIFETIME, task.most)
-        return replace(task, model=fetch(task.model), difference=fetch(task.difference), update=update)
-
     def _publish(
         self,
         device: str,
@@ -166,12 +145,7 @@ class MqttBus:
         answer: str = "",
         id: str = "",
     ) -> MQTTMessageInfo:
-        payload = encode(message) if message else b""
-        if len(payload) > LIMIT:
-            raise BadConfig(
-                f"the {word} for {device} has {len(payload)} bytes, a message at most {LIMIT}",
-                next="make the app's settings smaller",
-            )
+        payload = packed(device, word, message)
         about: dict[str, object] = {"MessageExpiryInterval": max(1, ceil(expires))} if message else {}
         if answer:
             about |= {"ResponseTopic": answer, "CorrelationData": id.encode()}

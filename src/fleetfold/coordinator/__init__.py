@@ -7,6 +7,7 @@ late          updates that came too late: credited once, or let go
 folding       what has arrived, folded into the next model
 stepping      a server optimizer between the mean and the next model
 registry      what a round teaches about its devices
+turns         who many arrivals come to at once, one after another
 policy        the run's settings as functions
 accountant    what privacy a run has spent
 """

@@ -8,6 +8,7 @@ changes. So it may die between any two lines, and the next one goes on from ther
 
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import lru_cache, partial
 
 import msgspec
@@ -43,6 +44,7 @@ from fleetfold.coordinator.reception import Reception
 from fleetfold.coordinator.registry import Stopwatch, by_own_clock, teach
 from fleetfold.coordinator.sources import header_of
 from fleetfold.coordinator.spreading import ways_there
+from fleetfold.coordinator.turns import CROWD, Turn, no_turn
 from fleetfold.errors import Unavailable
 from fleetfold.fold.gate import largest
 from fleetfold.fold.plan import Site
@@ -52,6 +54,7 @@ from fleetfold.messages import Metrics, Task
 from fleetfold.ports import Alarm, Control, Objects, fetch
 from fleetfold.round.decide import Decision, decide, opened
 from fleetfold.round.events import (
+    Arrived,
     Disqualified,
     Effect,
     Event,
@@ -90,18 +93,19 @@ class Coordinator:
     one left undone is done at once and not only when its lease is over. `entropy`: so many bytes of chance
     that nobody can know or draw again, for the noise that hides devices. `site`: how far off the objects
     are. `elsewhere`: folds are not done here. `made`: what folds a round, if not `fold_round`.
-    `ignored` hears of reports that change nothing."""
+    `ignored` hears of reports that change nothing. `turn`: how many who report at once take turns."""
 
     def __init__(
         self, run: str, ledger: Ledger, objects: Objects, control: Control, alarm: Alarm,
         policies: Policies, clock: Callable[[], float], *, sole: bool = False, test: Test | None = None,
         stopwatch: Stopwatch = by_own_clock, entropy: Callable[[int], bytes] = os.urandom, site: Site = HERE,
         elsewhere: Elsewhere | None = None, made: Folder = fold_round, ignored: Ignored = lambda reason: None,
+        turn: Turn = no_turn,
     ) -> None:  # fmt: skip
         self._name, self._ledger, self._objects, self._control = run, ledger, objects, control
         self._alarm, self._policies, self._clock = alarm, policies, clock
         self._sole, self._test, self._stopwatch, self._entropy = sole, test, stopwatch, entropy
-        self._site, self._elsewhere, self._folder = site, elsewhere, made
+        self._site, self._elsewhere, self._folder, self._turn = site, elsewhere, made, turn
         self._seats = lru_cache(maxsize=REMEMBERED)(self._load_cohort)
         self._header = lru_cache(maxsize=REMEMBERED)(lambda key: header_of(objects, key))
         self._reception = Reception(
@@ -183,12 +187,14 @@ class Coordinator:
 
     def _feed(self, round: Round, event: Event) -> Round:
         """Let `event` happen to the round as it is now, commit what was decided, and do it."""
-        for _ in range(TRIES):
-            current, version = self._round(round)
-            decision = decide(current, event, self._clock(), self._policies.close)
-            if not decision.effects and replace(decision.round, reason=current.reason) == current:
-                return current
-            committed = self._commit(current, decision, version)
+        many = isinstance(event, Arrived) and len(event.seats) >= CROWD
+        for lost in range(TRIES):
+            with self._turn(place(round)) if many or lost else nullcontext():
+                current, version = self._round(round)
+                decision = decide(current, event, self._clock(), self._policies.close)
+                if not decision.effects and replace(decision.round, reason=current.reason) == current:
+                    return current
+                committed = self._commit(current, decision, version)
             if committed is not None:
                 return self._act(committed, version + 1) if committed.outbox else committed
         raise Unavailable(f"lost {TRIES} compare-and-sets on {place(round)}")

@@ -16,7 +16,7 @@ from pathlib import Path
 from msgspec.structs import replace
 
 from fleetfold import layout
-from fleetfold.adapters.mqtt_bus import LIFETIME
+from fleetfold.adapters.posting import LIFETIME
 from fleetfold.coordinator.granting import grant, refused
 from fleetfold.coordinator.registrar import Registrar
 from fleetfold.errors import BadConfig, FleetfoldError, Unavailable, blame, shown, told

@@ -14,9 +14,10 @@ from msgspec.structs import replace
 
 from fleetfold.adapters.connection import Connection
 from fleetfold.adapters.memory import NoAlarm
-from fleetfold.adapters.mqtt_bus import LIFETIME, MqttBus
+from fleetfold.adapters.mqtt_bus import MqttBus
 from fleetfold.adapters.objects import FileObjects
 from fleetfold.adapters.parted import Parted
+from fleetfold.adapters.posting import LIFETIME
 from fleetfold.coordinator import Coordinator
 from fleetfold.coordinator.coordinator import Ignored, Test
 from fleetfold.coordinator.folding import AWAY, HERE
