@@ -113,7 +113,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "last_round": "that round",
         "says": "of a fleet elsewhere: what it said of itself last (protocol.md, `Presence`)",
         "told_at": "on AWS: when that was, by the broker's clock, in seconds since the epoch",
-        "life": "on AWS: twice the number of its newest connection, and one more when that has ended; -1: none",
+        "life": "on AWS: twice the number of its newest connection, one more when that has ended; -1: none",
     },
 }
 
