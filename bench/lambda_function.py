@@ -1,7 +1,7 @@
 """One function of the fold in a process of its own: lambda_function.py WORK PORT [SHARD], told on stdin.
 
-It imports and makes its clients as the function does when it is cold, waits for a line, does its work as
-when it is warm, and prints what that took: one JSON object.
+It imports and makes its clients as the function does when it is cold, asks with each of them once, waits for
+a line, does its work as when it is warm, and prints what that took: one JSON object.
 """
 
 import os
@@ -74,6 +74,7 @@ def main() -> None:
     client = boto3.client("s3", config=Config(s3={"addressing_style": "path"}))
     uploads = Uploads(client, BUCKET)
     ready = time.perf_counter()
+    uploads.abandon("warm", uploads.begin("warm"))
     print(msgspec.json.encode({"import_s": ready - BEGUN}).decode(), flush=True)
     given = msgspec.json.decode(sys.stdin.readline(), type=Given)
     at, cpu, since = place(given.round), time.process_time(), time.perf_counter()

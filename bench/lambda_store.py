@@ -19,6 +19,8 @@ from xml.etree import ElementTree
 
 QUANTUM = 64 << 10
 """Bytes that one connection gets before it is another one's turn."""
+PARTS = ".parts"
+"""Behind the name of an object: a list of the files that it is made of. Nothing is copied."""
 SLACK = 0.01
 """Seconds of sending that may be caught up with."""
 
@@ -82,27 +84,31 @@ class _Request(BaseHTTPRequestHandler):
         time.sleep(self.server.latency)
         if "uploadId" in query:
             return self._list(query)
-        if "list-type" in query or not place.is_file():
+        pieces = _pieces(place)
+        if "list-type" in query or not pieces:
             empty = b"<ListBucketResult><IsTruncated>false</IsTruncated></ListBucketResult>"
             missing = b"<Error><Code>NoSuchKey</Code></Error>"
             return self._say(200, empty) if "list-type" in query else self._say(404, missing)
-        with place.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            wanted = self.headers.get("Range", "bytes=0-").removeprefix("bytes=")
-            first, _, last = wanted.partition("-")
-            start, stop = int(first), min(size, int(last or size) + 1)
-            status = 206 if "Range" in self.headers else 200
-            self.send_response_only(status)
-            self.send_header("Content-Length", str(stop - start))
-            self.send_header("ETag", f'"{size}-{os.fstat(file.fileno()).st_mtime_ns}"')
-            self.send_header("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")
-            if status == 206:
-                self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{size}")
-            self.end_headers()
-            while self.command == "GET" and start < stop:
-                step = min(QUANTUM, stop - start)
-                self.server.down.wait(step)
-                start += os.sendfile(self.connection.fileno(), file.fileno(), start, step)
+        size = sum(piece.stat().st_size for piece in pieces)
+        first, _, last = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")
+        start, stop = int(first), min(size, int(last or size) + 1)
+        self.send_response_only(206 if "Range" in self.headers else 200)
+        self.send_header("Content-Length", str(stop - start))
+        self.send_header("ETag", f'"{size}-{pieces[0].stat().st_mtime_ns}"')
+        self.send_header("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")
+        if "Range" in self.headers:
+            self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{size}")
+        self.end_headers()
+        begin = 0
+        for piece in pieces if self.command == "GET" else ():
+            end = begin + piece.stat().st_size
+            if start < min(end, stop):
+                with piece.open("rb") as file:
+                    while start < min(end, stop):
+                        step = min(QUANTUM, end - start, stop - start)
+                        self.server.down.wait(step)
+                        start += os.sendfile(self.connection.fileno(), file.fileno(), start - begin, step)
+            begin = end
 
     def do_PUT(self) -> None:
         place, query = self._place()
@@ -130,13 +136,8 @@ class _Request(BaseHTTPRequestHandler):
             return self._say(200, f"<Result><UploadId>{upload}</UploadId></Result>".encode())
         numbers = [int(n.text or 0) for n in ElementTree.fromstring(body).iter() if n.tag.endswith("Number")]
         place.parent.mkdir(parents=True, exist_ok=True)
-        with place.with_name(place.name + ".new").open("wb") as file:
-            for number in numbers:
-                with (self._parts(query) / f"{number:05}").open("rb") as part:
-                    left = os.fstat(part.fileno()).st_size
-                    while left:
-                        left -= os.sendfile(file.fileno(), part.fileno(), None, left)
-        os.replace(file.name, place)
+        parts = [str(self._parts(query) / f"{number:05}") for number in numbers]
+        place.with_name(place.name + PARTS).write_text("\n".join(parts))
         tag = md5(body, usedforsecurity=False).hexdigest()
         text = f'<CompleteMultipartUploadResult><ETag>"{tag}"</ETag></CompleteMultipartUploadResult>'
         self._say(200, text.encode())
@@ -152,6 +153,14 @@ class _Request(BaseHTTPRequestHandler):
         )
         body = f"<ListPartsResult><IsTruncated>false</IsTruncated>{found}</ListPartsResult>"
         self._say(200, body.encode())
+
+
+def _pieces(place: Path) -> list[Path]:
+    """The files that are the object there, one after another; none if there is none."""
+    parts = place.with_name(place.name + PARTS)
+    if parts.is_file():
+        return [Path(part) for part in parts.read_text().split("\n")]
+    return [place] if place.is_file() else []
 
 
 def main(folder: str, rate: str, latency: str, ports: str) -> None:

@@ -87,6 +87,8 @@ MEANINGS: dict[str, dict[str, str]] = {
         "fold_seconds": "from closing to the end",
         "bytes_up": "of all updates that came",
         "bytes_down": "of the model, once for each device that fetched it",
+        "cost": "USD, of a round that has ended on AWS, by a model ([aws.md](aws.md#what-it-costs)); "
+        "else null",
     },
     "Line": {
         "device": "its name",
@@ -111,7 +113,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "last_round": "that round",
         "says": "of a fleet elsewhere: what it said of itself last (protocol.md, `Presence`)",
         "told_at": "on AWS: when that was, by the broker's clock, in seconds since the epoch",
-        "life": "on AWS: twice the number of its newest connection, and one more when that has ended; -1: none",
+        "life": "on AWS: twice the number of its newest connection, one more when that has ended; -1: none",
     },
 }
 

@@ -1,6 +1,7 @@
 """A fold in parts: the bytes of the fold in one piece, whoever dies, comes twice or comes late."""
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import boto3
@@ -205,6 +206,18 @@ def test_whatever_is_folded_however_it_is_cut_in_whatever_order_it_is_the_same_t
         fold_part(scene.objects, scene.uploads, scene.plan(), number)
     found = assemble(ledger, scene.uploads, site, (), scene.objects, *given, scene.header, None)
     assert found == made
+    assert fetch(scene.objects, made.model) == expected
+
+
+def test_functions_that_work_at_the_same_time_and_each_twice_make_the_same_bytes() -> None:
+    scene = Scene([("F32", (200_000,)), ("I64", (5,)), ("BF16", (150_000,))], 4)
+    made, expected = scene.expected()
+    life = Life(scene)
+    life.prepare()
+    with ThreadPoolExecutor(8) as pool:
+        told = list(pool.map(lambda number: life.fold([number]), [*range(4)] * 2))
+    assert told == [[]] * 8
+    assert life.assemble() == made
     assert fetch(scene.objects, made.model) == expected
 
 
