@@ -6,6 +6,7 @@ HOME/runs/{run}/aws.json   a link to what this machine knows of the stack that a
 """
 
 import os
+import random
 import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
@@ -16,6 +17,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from fleetfold.adapters.poll_bus import Divided, PollBus
+from fleetfold.coordinator.turns import Turn, Turns, no_turn
 from fleetfold.errors import BadConfig
 from fleetfold.fold.plan import LAMBDA, Site
 from fleetfold.layout import FLEET
@@ -41,9 +43,10 @@ class FleetBus(Control, Protocol):
 
 
 class Cloud(Struct, frozen=True, kw_only=True):
-    """What a function has of the world. `bus`: of a turn, with its letters; `site`: what a fold has
-    here; `clock`: seconds since the epoch; `ignored` hears what is passed over, and why,
-    `troubled` of what failed and is tried again, `measured` of each round that has ended."""
+    """What a function has of the world. `bus`: with the letters of one call; `site`: what a fold has
+    here; `turn`: at a round that many report to at once; `clock`: seconds since the epoch. `ignored` hears
+    what is passed over, and why, `troubled` of what failed and is tried again, `measured` of each round that
+    has ended."""
 
     records: Records
     objects: Objects
@@ -55,6 +58,7 @@ class Cloud(Struct, frozen=True, kw_only=True):
     polled: PollBus | None = None  # of devices without a connection, whose part of `bus` it is
     clock: Callable[[], float] = time.time
     site: Site = LAMBDA
+    turn: Turn = no_turn
     ignored: Callable[[str], None] = lambda reason: None
     troubled: Callable[[str], None] = lambda sentence: None
     measured: Callable[[str, Row], None] = lambda run, row: None
@@ -81,7 +85,8 @@ def cloud(
     polled = PollBus(kept, store.objects, store.signer, time.time)
     alarm = ScheduledAlarm(_client("scheduler"), _told("SCHEDULES"), _told("TICK"), _told("SCHEDULER_ROLE"))
     return Cloud(
-        records=kept, objects=faulty(function, store.objects),
+        records=kept, turn=Turns(kept, time.time, time.sleep, random.random),
+        objects=faulty(function, store.objects),
         uploads=faulty(function, uploads(_told("BUCKET"))), signer=store.signer,
         alarm=faulty(function, alarm), workflow=faulty(function, StepFunctions(_client("stepfunctions"))),
         bus=lambda letters: faulty(function, Divided(spoken(letters=letters), polled)), polled=polled,
