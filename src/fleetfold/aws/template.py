@@ -533,8 +533,8 @@ def _claims() -> Data:
     iot = "arn:${AWS::Partition}:iot:${AWS::Region}:${AWS::AccountId}"
     may = [
         "AddThingToThingGroup", "AttachPolicy", "AttachPrincipalPolicy", "AttachThingPrincipal",
-        "CreateThing", "DescribeCertificate", "DescribeThing", "DescribeThingGroup", "GetPolicy", "ListPolicyPrincipals",
-        "ListPrincipalPolicies", "ListThingGroupsForThing", "ListThingPrincipals", "UpdateCertificate",
+        "CreateThing", "DescribeCertificate", "DescribeThing", "DescribeThingGroup", "GetPolicy",
+        "ListPolicyPrincipals", "ListPrincipalPolicies", "ListThingGroupsForThing", "ListThingPrincipals", "UpdateCertificate",
     ]  # fmt: skip
     return {
         "ClaimPolicy": {
