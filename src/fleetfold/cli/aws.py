@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter
 
 from fleetfold.agent.app import find_app
+from fleetfold.cli.aws_cost import cost
 from fleetfold.cli.board import Board, plain_table, terminal
 from fleetfold.cli.fleet import claim, installed
 from fleetfold.cli.greengrass import greengrass
@@ -38,8 +39,8 @@ aws = App(
     help_format="markdown",
 )
 
-aws.command(claim)
-aws.command(greengrass)
+for command in (claim, cost, greengrass):
+    aws.command(command)
 
 _STACK = Annotated[str, Parameter(help="the stack's name")]
 _REGION = Annotated[str, Parameter(help="default: AWS_DEFAULT_REGION, or that of ~/.aws")]

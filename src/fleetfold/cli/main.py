@@ -14,13 +14,10 @@ from rich.markup import escape
 from fleetfold import __version__
 from fleetfold.cli.ask import ask
 from fleetfold.cli.aws import aws
-from fleetfold.cli.aws_cost import cost
 from fleetfold.cli.check import check_device
 from fleetfold.cli.demo import demo
 from fleetfold.cli.device import agent, join
 from fleetfold.cli.export import export
-from fleetfold.cli.fleet import claim
-from fleetfold.cli.greengrass import greengrass
 from fleetfold.cli.hub import enroll, hub, revoke
 from fleetfold.cli.init import init
 from fleetfold.cli.plan import plan
@@ -45,9 +42,6 @@ for command in (
     check_device, aws,
 ):  # fmt: skip
     app.command(command)
-aws.command(claim)
-aws.command(cost)
-aws.command(greengrass)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
