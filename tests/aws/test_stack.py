@@ -116,7 +116,8 @@ class Wide(Mlp):
     def train(self, model, work):
         trained = super().train({k: v for k, v in model.items() if k != "wide"}, work)
         wide = model["wide"] + np.float32(0.001) * (work.seed % 97)
-        return Trained(tensors=trained.tensors | {"wide": wide}, examples=trained.examples, metrics=trained.metrics)
+        tensors = trained.tensors | {"wide": wide}
+        return Trained(tensors=tensors, examples=trained.examples, metrics=trained.metrics)
 
 
 trainer = Wide()
