@@ -7,6 +7,7 @@ device ─PUT─▶ bucket ─▶ queue ─▶ function ─▶ the machine's tok
 
 import io
 import json
+import time
 import zipfile
 from typing import Any
 
@@ -221,15 +222,16 @@ def template(timeout: int = 5, more: dict[str, Any] | None = None) -> str:
 
 
 def deploy(client: Any, body: str, kind: str = "CREATE") -> str:
-    """By a change set. → the stack's status"""
+    """By a change set of its own. → the stack's status"""
+    change = f"change-{time.time_ns()}"
     client.create_change_set(
-        StackName=NAME, ChangeSetName="change", ChangeSetType=kind, TemplateBody=body,
+        StackName=NAME, ChangeSetName=change, ChangeSetType=kind, TemplateBody=body,
         Capabilities=["CAPABILITY_IAM", "CAPABILITY_NAMED_IAM", "CAPABILITY_AUTO_EXPAND"],
     )  # fmt: skip
     client.get_waiter("change_set_create_complete").wait(
-        StackName=NAME, ChangeSetName="change", WaiterConfig={"Delay": 1, "MaxAttempts": 60}
+        StackName=NAME, ChangeSetName=change, WaiterConfig={"Delay": 1, "MaxAttempts": 60}
     )
-    client.execute_change_set(StackName=NAME, ChangeSetName="change")
+    client.execute_change_set(StackName=NAME, ChangeSetName=change)
     waiter = client.get_waiter(f"stack_{kind.lower()}_complete")
     waiter.wait(StackName=NAME, WaiterConfig={"Delay": 1, "MaxAttempts": 120})
     return str(client.describe_stacks(StackName=NAME)["Stacks"][0]["StackStatus"])
