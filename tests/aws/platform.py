@@ -28,6 +28,7 @@ from fleetfold.aws.machine import machine
 from fleetfold.aws.mail import Message
 from fleetfold.aws.workflow import Standing
 from fleetfold.coordinator.opening import open_run
+from fleetfold.coordinator.turns import Turns
 from fleetfold.errors import FleetfoldError
 from fleetfold.fold.plan import LAMBDA
 from fleetfold.fold.tensors import write
@@ -243,15 +244,19 @@ class Platform:
                 return {"collect": steps.collect, "status": steps.status}[name](cloud, batch(event))
 
     def cloud(self, faults: Faults) -> Cloud:
-        signer = _Keys()
+        signer, records = _Keys(), faults.wrap(self.records)
         return Cloud(
-            records=faults.wrap(self.records), objects=faults.wrap(Parted(self.objects)),
+            records=records, turn=Turns(records, lambda: self.now, self._rest, lambda: 0.5),
+            objects=faults.wrap(Parted(self.objects)),
             uploads=faults.wrap(self.uploads), signer=signer, alarm=faults.wrap(_Alarm(self.alarms)),
             workflow=_stepped(_Workflow(self.executions), faults),
             bus=lambda letters: faults.wrap(Turn(self.bus, letters, self.said)),
             clock=lambda: self.now, site=TINY if self.cut else LAMBDA, ignored=self.ignored.append,
             troubled=self.troubles.append, measured=lambda run, row: self.rows.append(row),
         )  # fmt: skip
+
+    def _rest(self, seconds: float) -> None:
+        self.now += seconds
 
     def _task(self, function: str, payload: Any) -> Any:
         name = {"${Initiate}": "initiate", "${FoldShard}": "fold_shard", "${Publish}": "publish"}[function]

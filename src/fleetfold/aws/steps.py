@@ -161,7 +161,7 @@ def _coordinator(
     return Coordinator(
         run.name, cloud.ledger, cloud.objects, cloud.bus(letters), cloud.alarm, policies(run.settings),
         cloud.clock, sole=urgent, site=replace(cloud.site, folders=1), elsewhere=elsewhere, made=made,
-        ignored=cloud.ignored,
+        ignored=cloud.ignored, turn=cloud.turn,
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ HOME/runs/{run}/aws.json   a link to what this machine knows of the stack that a
 """
 
 import os
+import random
 import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
@@ -15,6 +16,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from fleetfold.coordinator.turns import Turn, Turns, no_turn
 from fleetfold.errors import BadConfig
 from fleetfold.fold.plan import LAMBDA, Site
 from fleetfold.layout import FLEET
@@ -40,9 +42,10 @@ class FleetBus(Control, Protocol):
 
 
 class Cloud(Struct, frozen=True, kw_only=True):
-    """What a function has of the world. `bus`: of a turn, with its letters; `site`: what a fold has
-    here; `clock`: seconds since the epoch; `ignored` hears what is passed over, and why,
-    `troubled` of what failed and is tried again, `measured` of each round that has ended."""
+    """What a function has of the world. `bus`: with the letters of one call; `site`: what a fold has
+    here; `turn`: at a round that many report to at once; `clock`: seconds since the epoch. `ignored` hears
+    what is passed over, and why, `troubled` of what failed and is tried again, `measured` of each round that
+    has ended."""
 
     records: Records
     objects: Objects
@@ -53,6 +56,7 @@ class Cloud(Struct, frozen=True, kw_only=True):
     bus: Callable[[Sequence[Letter]], FleetBus]
     clock: Callable[[], float] = time.time
     site: Site = LAMBDA
+    turn: Turn = no_turn
     ignored: Callable[[str], None] = lambda reason: None
     troubled: Callable[[str], None] = lambda sentence: None
     measured: Callable[[str, Row], None] = lambda run, row: None
@@ -77,8 +81,10 @@ def cloud(
     store = objects(_told("BUCKET"))
     spoken = partial(bus, _told("FLEET"), store.signer, os.environ.get("FLEETFOLD_IOT", ""))
     alarm = ScheduledAlarm(_client("scheduler"), _told("SCHEDULES"), _told("TICK"), _told("SCHEDULER_ROLE"))
+    table = faulty(function, records(_told("TABLE")))
     return Cloud(
-        records=faulty(function, records(_told("TABLE"))), objects=faulty(function, store.objects),
+        records=table, turn=Turns(table, time.time, time.sleep, random.random),
+        objects=faulty(function, store.objects),
         uploads=faulty(function, uploads(_told("BUCKET"))), signer=store.signer,
         alarm=faulty(function, alarm), workflow=faulty(function, StepFunctions(_client("stepfunctions"))),
         bus=lambda letters: faulty(function, spoken(letters=letters)),
