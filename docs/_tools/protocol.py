@@ -32,6 +32,7 @@ reference.MEANINGS |= {
         "authority": "the certificate that broker and door are known by, as PEM",
         "certificate": "the device's own, as PEM",
         "key": "its private key, as PEM; empty where the device has made its own",
+        "poll": "of a device on AWS that has no connection: signed addresses of its first mail and words",
     },
     "Task": WHOSE
     | {

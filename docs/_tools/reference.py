@@ -87,6 +87,8 @@ MEANINGS: dict[str, dict[str, str]] = {
         "fold_seconds": "from closing to the end",
         "bytes_up": "of all updates that came",
         "bytes_down": "of the model, once for each device that fetched it",
+        "cost": "USD, of a round that has ended on AWS, by a model ([aws.md](aws.md#what-it-costs)); "
+        "else null",
     },
     "Line": {
         "device": "its name",

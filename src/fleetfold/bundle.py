@@ -24,8 +24,8 @@ class Bundle(Struct, frozen=True, kw_only=True):
     device: str
     brokers: tuple[str, ...]  # mqtts://host:8883, wss://host:443/mqtt: tried in this order
     door: str = ""  # https://host:8443: objects by signed address, by the same authority
-    authority: str = ""  # the certificate that broker and door are known by
-    certificate: str = ""
+    authority: str  # the certificate that broker and door are known by
+    certificate: str
     key: str = ""
     poll: tuple[str, str] = ("", "")  # of a device without a connection: where it is told, and says, first
 

@@ -163,8 +163,9 @@ def words_of(key: str) -> tuple[str, str, int] | None:
     return (found[1], found[2], int(found[3])) if found and valid_name(found[1]) else None
 
 
-POLL = "poll/"
-_WORDS = re.compile(r"poll/([^/]+)/([0-9a-f]{16})/([0-9]{8})\.said\.json")
+POLL = "runs/.poll/"
+"""Beside the runs, of which none can have that name: whoever may write there may write here."""
+_WORDS = re.compile(r"runs/\.poll/([^/]+)/([0-9a-f]{16})/([0-9]{8})\.said\.json")
 TO_DEVICE = ("task", "grant", "command")
 FROM_DEVICE = ("status", "presence", "ask", "answer")
 """The last words of topics: what is said to a device, and by it."""

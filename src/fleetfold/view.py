@@ -3,7 +3,7 @@
 The table of the terminal, `--json`, `show` and whatever draws curves read the same rows.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from msgspec import Struct
@@ -37,6 +37,11 @@ class Row(Struct, frozen=True, kw_only=True):
     fold_seconds: float
     bytes_up: int
     bytes_down: int
+    cost: float | None = None  # USD, where it is paid for by the round
+
+
+Priced = Callable[[Round, Mapping[str, Arrival], int], float]
+"""USD of a round that has ended: the round, its arrivals, the bytes of the model that was sent."""
 
 
 class Line(Struct, frozen=True, kw_only=True):
@@ -57,9 +62,10 @@ SCORERS = ("test", "devices", "trained")
 """Whose numbers are shown, best first."""
 
 
-def row(ledger: Ledger, objects: Objects, round: Round, now: float) -> Row:
+def row(ledger: Ledger, objects: Objects, round: Round, now: float, priced: Priced | None = None) -> Row:
     """The row of a round, ended or not."""
-    arrivals = ledger.arrivals(place(round)).values()
+    found = ledger.arrivals(place(round))
+    arrivals = found.values()
     ended = round.ended_at if round.phase in ENDED else now
     loss, accuracy, by = headline(round)
     epsilon = round.metrics.get("privacy", {}).get("epsilon")
@@ -73,11 +79,12 @@ def row(ledger: Ledger, objects: Objects, round: Round, now: float) -> Row:
         seconds=ended - round.opened_at,
         fold_seconds=ended - round.closed_at if round.closed_at else 0.0,
         bytes_up=sum(a.size for a in arrivals), bytes_down=base * fetched,
+        cost=priced(round, found, base) if priced and round.phase in ENDED else None,
     )  # fmt: skip
 
 
-def rows(ledger: Ledger, objects: Objects, run: str, now: float) -> list[Row]:
-    return [row(ledger, objects, round, now) for round in ledger.rounds(run)]
+def rows(ledger: Ledger, objects: Objects, run: str, now: float, priced: Priced | None = None) -> list[Row]:
+    return [row(ledger, objects, round, now, priced) for round in ledger.rounds(run)]
 
 
 def headline(round: Round) -> tuple[float | None, float | None, str]:

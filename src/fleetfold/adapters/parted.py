@@ -20,6 +20,7 @@ class Parted:
     def __init__(self, objects: Objects, *, part: int = layout.PART) -> None:
         self._objects, self._part = objects, part
         self.put = objects.put
+        self.flow = getattr(objects, "flow", None)  # of a store, which finds the parts by the size
 
     def open(self, key: str) -> Reader:
         try:

@@ -1,6 +1,6 @@
 """The coordinator's end of a bus without a broker: a box in the records for each device, mail in the bucket.
 
-invite, command, grant ─▶ box (compare-and-set) ─▶ poll/{device}/{life}/{number}.json ─▶ device
+invite, command, grant ─▶ box (compare-and-set) ─▶ mail in the bucket (layout.mail) ─▶ device
 words in the bucket ─▶ hear ─▶ whoever handles what devices say ─▶ renew ─▶ the next mail, fresh addresses
 
 An address is good for as long as its signature is: a device that is silent for longer has to be enrolled
@@ -8,6 +8,7 @@ anew. Mail is the one object that may be written twice: with fresh addresses, fo
 """
 
 import secrets
+from base64 import b64encode
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from typing import Protocol
@@ -30,7 +31,8 @@ class FleetBus(Control, Protocol):
     def command(self, command: Command) -> None: ...
 
 
-BOXES = "polls/"
+BOXES, SOME = "polls/", "polling"
+"""Records: of each device that polls; that there is one at all: other fleets do not look for any."""
 TRIES = 50
 """Lost compare-and-sets in a row after which something is wrong with the store."""
 COMMANDS = 8
@@ -63,6 +65,14 @@ class Heard(Struct, frozen=True):
     said: tuple[tuple[str, bytes], ...]
 
 
+def messages(heard: Heard) -> list[str]:
+    """The words as the broker's rules would have queued them."""
+    return [
+        msgspec.json.encode({"device": heard.device, "word": word, "said": b64encode(said).decode()}).decode()
+        for word, said in heard.said
+    ]
+
+
 class PollBus:
     """`clock`: seconds since the epoch."""
 
@@ -92,6 +102,8 @@ class PollBus:
 
     def polls(self, devices: Sequence[str]) -> set[str]:
         """Those of the devices that poll."""
+        if self._records.get(SOME) is None:
+            return set()
         found = self._records.get_many([BOXES + device for device in devices])
         boxes = (_BOX.decode(record.value) for record in found.values())
         return {box.device for box in boxes if box.life}
@@ -203,6 +215,7 @@ class Divided:
 def open_box(records: Records, device: str) -> tuple[str, int]:
     """A new life of the device's box; what it had before leads nowhere any more. → its life and number."""
     life = secrets.token_hex(8)
+    records.swap(SOME, b"{}", 0)
     _replace(records, Box(device=device, life=life))
     return life, 1
 

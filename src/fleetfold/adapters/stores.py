@@ -14,6 +14,7 @@ import obstore
 from obstore.exceptions import BaseError, PreconditionError
 from obstore.store import from_url
 
+from fleetfold.adapters.flows import Flow, Spans
 from fleetfold.adapters.vendors import checked_url, first_line, is_bucketless, is_by_role, is_plain, refused
 from fleetfold.errors import BadConfig
 
@@ -27,6 +28,8 @@ LONGEST = 7 * 86_400.0
 """Seconds that a signature of S3's can be good for."""
 LONGEST_BY_ROLE = 3_600.0
 """Seconds that one with passing credentials is taken for good. It may die sooner, with them."""
+COMING = 256 << 10
+"""Bytes at least that are taken of a stream at a time."""
 _CLIENT: dict[str, Any] = {"timeout": timedelta(seconds=60), "connect_timeout": timedelta(seconds=5)}
 _RETRY: dict[str, Any] = {"max_retries": 5, "retry_timeout": timedelta(seconds=30)}
 
@@ -132,6 +135,32 @@ class StoreObjects:
             if seen is None or start < seen.size:
                 raise refused(error, self._url, key) from error
             return seen, memoryview(b"")
+
+    def stream(
+        self, key: str, start: int, stop: int, version: str | None = None
+    ) -> tuple["_Seen", Iterator[memoryview]]:
+        """Those bytes as they come, by one request, however many they are; what is not taken stays in the
+        store. Raises KeyError; Unavailable also later, where the connection breaks."""
+        wanted: dict[str, Any] = {"range": (start, stop)} | ({"if_match": version} if version else {})
+        try:
+            found = obstore.get(self._store, key, options=wanted)  # type: ignore[arg-type]
+            coming = found.stream(min_chunk_size=COMING)
+            return _Seen(found.meta["e_tag"], found.meta["size"]), self._coming(key, coming)
+        except (BaseError, OSError) as error:
+            if _is_absence(error) or isinstance(error, PreconditionError):
+                raise KeyError(key) from None
+            raise refused(error, self._url, key) from error
+
+    def _coming(self, key: str, stream: Iterable[Any]) -> Iterator[memoryview]:
+        try:
+            for piece in stream:
+                yield memoryview(piece)
+        except (BaseError, OSError) as error:
+            raise refused(error, self._url, key) from error
+
+    def flow(self, key: str, size: int, spans: Spans, most: int = 0) -> Flow:
+        """The object of `size` bytes, whole or in parts, as one who reads `spans` of it in order has it."""
+        return Flow(self, key, size, spans, most)
 
     def _signed(self, method: Any, key: str, seconds: float) -> str:
         good = timedelta(seconds=max(1, int(min(seconds, self._longest))))

@@ -15,7 +15,7 @@ from msgspec import Struct
 
 from fleetfold.adapters.boto import Declined, Service
 from fleetfold.adapters.dynamo import DynamoRecords
-from fleetfold.aws import enrol
+from fleetfold.aws import claims, enrol
 from fleetfold.aws.deploy import Account, code_bucket
 from fleetfold.aws.stacks import Happening, Stacks, Standing, followed
 from fleetfold.errors import Unavailable
@@ -144,6 +144,9 @@ def _part(account: Account, standing: Standing, say: Say) -> None:
     place = enrol.Place(fleet=standing.outputs["Fleet"], policy=policy, group=group, endpoint="")
     if removed := enrol.clear(account.clients["iot"], records, place):
         say(f"cut off {len(removed)} devices")
+    if claimed := standing.outputs.get(claims.POLICY):
+        with suppress(Unavailable):  # then its policy cannot be deleted, and CloudFormation says so
+            claims.revoke(account.clients["iot"], claimed)
     service = account.service("iot", f"policy {policy}")
     while True:
         try:

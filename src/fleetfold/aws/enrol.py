@@ -24,7 +24,6 @@ from msgspec.structs import replace
 
 from fleetfold import layout
 from fleetfold.adapters.boto import Declined, Service, client
-from fleetfold.adapters.dynamo import DynamoRecords
 from fleetfold.adapters.poll_bus import close_box, open_box
 from fleetfold.adapters.stores import LONGEST
 from fleetfold.aws.stack import Stack
@@ -35,6 +34,7 @@ from fleetfold.ledger import Ledger
 from fleetfold.messages import LIMIT, Presence, encode
 from fleetfold.ports import Records, Signer
 from fleetfold.round.fleet import Device, heard
+from fleetfold.wiring.aws import records
 
 CREDENTIALS = "credentials/"
 FLEET = "fleet"
@@ -99,7 +99,7 @@ class Account(Struct, frozen=True):
 
 def account(stack: Stack) -> Account:
     """That of a stack. Raises BadConfig, Unavailable."""
-    made = {name: client(name, region_name=stack.region) for name in ("iot", "iot-data", "dynamodb")}
+    made = {name: client(name, region_name=stack.region) for name in ("iot", "iot-data")}
     endpoint = stack.iot_endpoint
     if not endpoint:
         found = Service(made["iot"], "IoT Core's endpoint").ask("describe_endpoint", endpointType=DATA)
@@ -108,7 +108,7 @@ def account(stack: Stack) -> Account:
         fleet=stack.fleet, policy=stack.outputs["DevicePolicy"], group=stack.outputs["ThingGroup"],
         endpoint=endpoint,
     )  # fmt: skip
-    return Account(made["iot"], made["iot-data"], DynamoRecords(made["dynamodb"], stack.table), place)
+    return Account(made["iot"], made["iot-data"], records(stack.table, stack.region), place)
 
 
 def enroll(iot: Any, records: Records, place: Place, device: str, now: float, csr: str = "") -> Bundle:
@@ -154,7 +154,7 @@ def enroll_polling(records: Records, signer: Signer, place: Place, device: str, 
     fresh = Credential(device=device, id=life, kind="poll", issued_at=now)
     change(records, device, lambda old: replace(fresh, past=_spent(old)))
     return Bundle(
-        fleet=place.fleet, device=device, brokers=(),
+        fleet=place.fleet, device=device, brokers=(), authority="", certificate="",
         poll=(
             signer.to_fetch(layout.mail(device, life, number), device, LONGEST),
             signer.to_deliver(layout.words(device, life, number), device, LONGEST, LIMIT),

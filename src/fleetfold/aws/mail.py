@@ -108,6 +108,8 @@ def created(messages: Iterable[Message], objects: Objects, ignored: Ignored) -> 
     looked = dict[str, bool]()
     for message in messages:
         for key in _keys(message, ignored):
+            if key.startswith(layout.POLL):
+                continue  # of devices without a connection: see `words`
             part = layout.part_of(key)
             whole = part[0] if part else key
             report = reported(whole)
@@ -119,6 +121,12 @@ def created(messages: Iterable[Message], objects: Objects, ignored: Ignored) -> 
             if part is None or looked[whole]:
                 letters.append(Letter(f"{message.id}/{len(letters)}", report))
     return letters
+
+
+def words(messages: Iterable[Message]) -> list[tuple[Message, str]]:
+    """Keys of what devices without a connection have put there to say, each with the message that told."""
+    silent: Ignored = lambda reason: None  # noqa: E731 - `created` has told
+    return [(each, key) for each in messages for key in _keys(each, silent) if layout.words_of(key)]
 
 
 def reported(key: str) -> Report | None:

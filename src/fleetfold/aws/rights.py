@@ -26,10 +26,14 @@ REASONS: Mapping[str, str] = {
     "Deliver": "log delivery for state machines knows no resources (Step Functions guide, CloudWatch Logs)",
     "Children": "executions are named by Step Functions; only those of the stack's own state machine",
     "Token": "ecr:GetAuthorizationToken knows no resources (service authorization reference)",
+    "Provision": "a new device's name and its certificate's id are not known before; nothing can be deleted",
+    "Register": "iot:RegisterThing knows no resources (service authorization reference)",
+    "iot:Connect": "each holder of a claim makes up its own client id, which no device can have",
     "Track": "a task of Fargate is named by ECS; only those of the stack's own cluster",
     "OnlyOverTls": "a refusal, of everybody and of everything, where the wire is not encrypted",
 }
-"""Why a statement has a `*` in a resource or an action; by its Sid. There is no other such statement."""
+"""Why a statement has a `*` in a resource or an action; by its Sid, or in a policy of IoT Core,
+which has none, by its action. There is no other such statement."""
 
 
 def allow(sid: str, actions: list[str], *resources: Any, when: Data | None = None) -> Data:

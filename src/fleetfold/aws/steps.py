@@ -17,6 +17,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from fleetfold import layout
+from fleetfold.adapters import poll_bus
 from fleetfold.adapters.posting import LIFETIME
 from fleetfold.aws import mail, workflow
 from fleetfold.aws.mail import Message
@@ -31,7 +32,7 @@ from fleetfold.fold.recipe import Unfit
 from fleetfold.ledger import Folding, Ledger, place
 from fleetfold.messages import Kind, encode
 from fleetfold.ports import Letter
-from fleetfold.round.fleet import Sighting, sighted
+from fleetfold.round.fleet import Device, Sighting, sighted
 from fleetfold.round.run import Run, RunState
 from fleetfold.round.state import ENDED, Phase, Round
 from fleetfold.view import row
@@ -62,7 +63,10 @@ def initiate(
 
 def collect(cloud: Cloud, messages: Sequence[Message]) -> list[str]:
     """Objects were created. → ids of the messages that have to come again."""
-    return _deliver(cloud, mail.created(messages, cloud.objects, cloud.ignored))
+    failed = _deliver(cloud, mail.created(messages, cloud.objects, cloud.ignored))
+    for message, key in mail.words(messages):
+        failed += _tried(cloud, [message.id], partial(_polled, cloud, message, key))
+    return list(dict.fromkeys(failed))
 
 
 def status(cloud: Cloud, messages: Sequence[Message]) -> list[str]:
@@ -242,6 +246,18 @@ def _tried(cloud: Cloud, ids: Sequence[str], work: Callable[[], None]) -> list[s
     return []
 
 
+def _polled(cloud: Cloud, message: Message, key: str) -> None:
+    """What a device without a connection says is what any other says; then it gets its next addresses."""
+    heard = cloud.polled.hear(key) if cloud.polled else "words of a device that polls"
+    if cloud.polled is None or isinstance(heard, str):
+        cloud.ignored(str(heard))
+        return
+    said = [Message(f"{message.id}.{n}", body, message.at) for n, body in enumerate(poll_bus.messages(heard))]
+    if status(cloud, said):
+        raise Unavailable(f"what {heard.device} says by mail is not all taken yet")
+    cloud.polled.renew(heard)
+
+
 def _see(cloud: Cloud, sightings: Sequence[tuple[str, Sighting]]) -> None:
     """Into the registry, of those who are in it; then runs that wait for devices may have them."""
     by_device = dict[str, list[Sighting]]()
@@ -249,6 +265,8 @@ def _see(cloud: Cloud, sightings: Sequence[tuple[str, Sighting]]) -> None:
         by_device.setdefault(sighting.device, []).append(sighting)
     ledger = cloud.ledger
     after = ledger.amend(by_device, lambda device: reduce(sighted, by_device[device.name], device))
+    if fresh := _enlist(ledger, sightings, {device.name for device in after}):
+        after += ledger.amend(fresh, lambda device: reduce(sighted, by_device[device.name], device))
     for _ in range(len(by_device) - len(after)):
         cloud.ignored("word of a device that does not belong to the fleet")
     spoke = {s.device for _, s in sightings if s.online and (s.says or s.session is not None)}
@@ -256,6 +274,15 @@ def _see(cloud: Cloud, sightings: Sequence[tuple[str, Sighting]]) -> None:
         for run in workflow.runs(cloud.records):
             if _is_due(ledger, run, workflow.waiting(cloud.records, run), opening=False):
                 turn(cloud, run)
+
+
+def _enlist(ledger: Ledger, sightings: Sequence[tuple[str, Sighting]], known: set[str]) -> list[str]:
+    """Put into the registry who is not in it and says on the fleet's own topics that it is there: the broker
+    lets only those speak there who came by a claim, or are cores of the fleet's group."""
+    fresh = dict.fromkeys(s.device for _, s in sightings if s.says and s.online and s.device not in known)
+    for name in fresh:
+        ledger.register(Device(name=name))
+    return list(fresh)
 
 
 def _grant(cloud: Cloud, ask: Any) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from fleetfold.aws import rights, watching
 from fleetfold.aws.machine import text as machine_text
-from fleetfold.aws.policies import LONGEST, device_policy
+from fleetfold.aws.policies import LONGEST, claim_policy, device_policy, provisioning_template
 from fleetfold.aws.rights import FUNCTIONS, MACHINE, allow, arn_of, function_arn, named, resource, role, sub
 
 Data = dict[str, Any]
@@ -71,6 +71,7 @@ def template() -> Data:
             **_workflow(),
             **_wakes(),
             **_devices(),
+            **_claims(),
             **_coordinator(),
             **watching.alarms(),
             "Dashboard": watching.dashboard(),
@@ -523,6 +524,49 @@ def _devices() -> Data:
     }
 
 
+def _claims() -> Data:
+    """What many new devices may share until each has a certificate of its own. There is no claim until
+    somebody makes one."""
+    name = "${AWS::StackName}-claim"
+    policy = claim_policy("${AWS::Region}", "${AWS::AccountId}", "${Fleet}", name, "${AWS::Partition}")
+    body = provisioning_template("${Fleet}", "${AWS::StackName}", "${AWS::StackName}-device")
+    iot = "arn:${AWS::Partition}:iot:${AWS::Region}:${AWS::AccountId}"
+    may = [
+        "AddThingToThingGroup", "AttachPolicy", "AttachPrincipalPolicy", "AttachThingPrincipal",
+        "CreateThing", "DescribeCertificate", "DescribeThing", "DescribeThingGroup", "GetPolicy",
+        "ListPolicyPrincipals", "ListPrincipalPolicies", "ListThingGroupsForThing", "ListThingPrincipals", "UpdateCertificate",
+    ]  # fmt: skip
+    return {
+        "ClaimPolicy": {
+            "Type": "AWS::IoT::Policy",
+            "Metadata": _why("iot:Connect"),
+            "Properties": {"PolicyName": sub(name), "PolicyDocument": _subbed(policy)},
+        },
+        "ProvisioningRole": role(
+            "iot",
+            [
+                allow(
+                    "Provision", [f"iot:{action}" for action in may],
+                    sub(f"{iot}:thing/*"), sub(f"{iot}:cert/*"), sub(f"{iot}:thinggroup/${{Devices}}"),
+                    sub(f"{iot}:policy/${{DevicePolicy}}"),
+                ),
+                allow("Register", ["iot:RegisterThing"], "*"),
+            ],
+            when={"StringEquals": {"aws:SourceAccount": {"Ref": "AWS::AccountId"}}},
+        ),
+        "ProvisioningTemplate": {
+            "Type": "AWS::IoT::ProvisioningTemplate",
+            "Properties": {
+                "TemplateName": sub(name),
+                "Description": "a new device of the fleet, under a name that is free",
+                "Enabled": True,
+                "ProvisioningRoleArn": arn_of("ProvisioningRole"),
+                "TemplateBody": sub(json.dumps(body)),
+            },
+        },
+    }  # fmt: skip
+
+
 def _coordinator() -> Data:
     """For apps that need a process that lives as long as the run. None runs until a run asks for it."""
     only = {"Condition": "WithCoordinator"}
@@ -613,6 +657,8 @@ def _outputs() -> Data:
         "IotEndpoint": {"Ref": "IotEndpoint"},
         "DevicePolicy": {"Ref": "DevicePolicy"},
         "ThingGroup": {"Ref": "Devices"},
+        "ClaimPolicy": {"Ref": "ClaimPolicy"},
+        "ProvisioningTemplate": {"Ref": "ProvisioningTemplate"},
         "Schedules": {"Ref": "Schedules"},
         **{name: {"Ref": name} for name in ("Arrivals", "ArrivalsDead", "Said", "SaidDead")},
         **{resource(f): {"Ref": resource(f)} for f in FUNCTIONS},

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, Parameter
 
 from fleetfold.agent.app import find_app
+from fleetfold.cli.aws_cost import cost
 from fleetfold.cli.board import Board, plain_table, terminal
-from fleetfold.cli.fleet import installed
+from fleetfold.cli.fleet import claim, installed
+from fleetfold.cli.greengrass import greengrass
 from fleetfold.cli.init import APP
 from fleetfold.cli.places import shown
 from fleetfold.cli.run import LOOK
@@ -36,6 +38,9 @@ aws = App(
     help="Keep a fleet on AWS: deployed by one command, with nothing running between rounds.",
     help_format="markdown",
 )
+
+for command in (claim, cost, greengrass):
+    aws.command(command)
 
 _STACK = Annotated[str, Parameter(help="the stack's name")]
 _REGION = Annotated[str, Parameter(help="default: AWS_DEFAULT_REGION, or that of ~/.aws")]

@@ -117,11 +117,13 @@ def rounds_table(rows: list[Row], width: int) -> Table:
     """One row a round. Fits 80 columns; a wider terminal is given the reasons as well. Where privacy is kept
     there is a column for ε, in 80 columns in place of what was sent down."""
     private = any(r.epsilon is not None for r in rows)
-    bytes_of = ("up",) if private and width < 90 else ("up", "down")
+    paid = any(r.cost is not None for r in rows)
+    bytes_of = ("up",) if (private or paid) and width < 90 else ("up", "down")
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("round", justify="right", no_wrap=True)
     table.add_column("phase", no_wrap=True)
-    shown = ("arrived", "refused", "loss", "accuracy", *(("ε",) if private else ()), "seconds", *bytes_of)
+    shown = ("arrived", "refused", "loss", "accuracy", *(("ε",) if private else ()), "seconds", *bytes_of,
+             *(("cost",) if paid else ()))  # fmt: skip
     for column in shown:
         table.add_column(
             column, justify="right", no_wrap=True, min_width=8 if column in ("up", "down") else None
@@ -136,6 +138,7 @@ def rounds_table(rows: list[Row], width: int) -> Table:
             name, f"[{COLOURS.get(r.phase, 'yellow')}]{r.phase}[/]", f"{r.arrived}{late}/{r.cohort}", refused,
             number(r.loss), number(r.accuracy), *([number(r.epsilon)] if private else []),
             f"{r.seconds:.2f}", *(size({"up": r.bytes_up, "down": r.bytes_down}[b]) for b in bytes_of),
+            *([dollars(r.cost)] if paid else []),
             *([escape(r.reason)] if wide else []),
         )  # fmt: skip
     return table
@@ -160,6 +163,12 @@ def plain_table(*columns: str) -> Table:
         words = column in ("run", "state", "device", "started", "last seen", "reason", "policy")
         table.add_column(column, justify="left" if words else "right", no_wrap=column != "reason")
     return table
+
+
+def dollars(usd: float | None) -> str:
+    if usd is None:
+        return "–"
+    return f"${usd:,.2f}" if usd >= 1 else f"${usd:.3g}" if usd >= 1e-4 else f"${usd:.7f}".rstrip("0.")
 
 
 def number(value: float | None) -> str:

@@ -34,10 +34,12 @@ def enroll(names: Sequence[str], bundles: Sequence[Path], stack: str, request: s
 def enroll_polling(names: Sequence[str], bundles: Sequence[Path], stack: str) -> None:
     """The same for devices that have no connection, and look for mail."""
     account, enrol = _account(stack)
-    from fleetfold.adapters.stores import LONGEST_BY_ROLE, open_store
+    from fleetfold.adapters.stores import LONGEST_BY_ROLE
     from fleetfold.aws.stack import load
+    from fleetfold.wiring.aws import objects
 
-    store = open_store(f"s3://{load(home(), stack).bucket}")
+    known = load(home(), stack)
+    store = objects(known.bucket, known.region).signer
     for name, path in zip(names, bundles, strict=True):
         save(enrol.enroll_polling(account.records, store, account.place, name, time.time()), path)
         print(f"{path}: {name} of fleet {account.place.fleet} on AWS; it looks for its mail")

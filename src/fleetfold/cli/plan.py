@@ -46,7 +46,7 @@ def plan(
     - `fleetfold plan model.safetensors --updates 100 --codec int8`
     - `fleetfold plan model.safetensors --site lambda --updates 20 --bandwidth 90`
     """
-    header = _header(model)
+    header = header_of(model)
     if codec not in CODECS:
         raise BadConfig(f"--codec {codec!r} is not one of {', '.join(CODECS)}")
     if updates < 1:
@@ -74,7 +74,8 @@ def plan(
         Console().print(_table(model, header, updates, size, found))
 
 
-def _header(path: Path) -> Header:
+def header_of(path: Path) -> Header:
+    """Of a .safetensors file. Raises BadConfig."""
     try:
         size = os.stat(path).st_size
         with open(path, "rb") as file:

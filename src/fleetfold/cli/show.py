@@ -8,7 +8,8 @@ import msgspec
 from cyclopts import Parameter
 from rich.markup import escape
 
-from fleetfold.cli.board import COLOURS, number, plain_table, rounds_table, terminal
+from fleetfold.cli.aws_cost import priced
+from fleetfold.cli.board import COLOURS, dollars, number, plain_table, rounds_table, terminal
 from fleetfold.cli.places import all_runs, existing
 from fleetfold.errors import BadConfig, shown, typed
 from fleetfold.ledger import Ledger
@@ -77,7 +78,7 @@ def show(
     if round is not None:
         _show_round(place, round, "evaluate" if evaluation else "train", json)
         return
-    all_rows = rows(ledger, objects, place.run, time.time())
+    all_rows = rows(ledger, objects, place.run, time.time(), priced(place, ledger))
     if json:
         for each in all_rows:
             print(msgspec.json.encode(each).decode())
@@ -91,6 +92,9 @@ def show(
     if private:
         spent = f"{number(private[-1]['epsilon'])} at δ = {private[-1]['delta']:.3g}"
         console.print(f"ε: spent by the run so far, {spent}", style="dim")
+    if paid := [r.cost for r in all_rows if r.cost is not None]:
+        about = "by a model and public prices, fleetfold aws cost"
+        console.print(f"cost: {dollars(sum(paid))} in {len(paid)} rounds, {about}", style="dim")
     scored = {r.scored_by for r in all_rows if r.scored_by}
     meaning = {"test": "the test set", "devices": "the devices, of the model they were given",
                "trained": "the devices, in training"}  # fmt: skip

@@ -193,7 +193,9 @@ def fold_part(objects: Objects, uploads: Uploads, plan: Plan, number: int) -> No
     slice = plan.slices[number]
     arrivals = [piece.arrival for piece in plan.pieces]
     weights = [piece.weight for piece in plan.pieces]
-    with opened(objects, plan.run, plan.base, arrivals, weights, plan.header, lazily=True) as (plain, bases):
+    with opened(
+        objects, plan.run, plan.base, arrivals, weights, plan.header, lazily=True, shard=slice.shard
+    ) as (plain, bases):
         sources = [replace(s, factor=p.factor) for s, p in zip(plain, plan.pieces, strict=True)]
         settings = Settings(fold=plan.fold, byzantine=plan.byzantine)
         recipe = Recipe(method=method(settings, None, len(sources)).chunk, base=plan.base, bases=bases)

@@ -13,6 +13,7 @@ from threading import Lock
 
 from fleetfold import layout
 from fleetfold.fold.codecs import Read
+from fleetfold.fold.plan import Shard
 from fleetfold.fold.recipe import Source, Unfit
 from fleetfold.fold.tensors import PREFIX, Header, header_length, parse_header
 from fleetfold.fold.wire import Wire
@@ -21,6 +22,10 @@ from fleetfold.ports import Objects, Reader, read_on
 
 OPEN = 256
 """Updates whose files are all held open while they are folded."""
+FLOWING = 64
+"""Updates that may be streamed at once: each is a connection, which the store ends when it stands still."""
+LOOSE = 1 << 20
+"""Bytes that are asked for at once where only the update says what of it is needed."""
 HEADER_LIMIT = 1 << 28
 """Bytes of header that a file of our own may have."""
 GONE = "is no longer the file that was admitted"
@@ -29,21 +34,34 @@ GONE = "is no longer the file that was admitted"
 @contextmanager
 def opened(
     objects: Objects, run: str, base: int, arrivals: Sequence[Arrival], weights: Sequence[float],
-    model: Header, at_once: int = 1, *, lazily: bool = False,
+    model: Header, at_once: int = 1, *, lazily: bool = False, shard: Shard | None = None,
 ) -> Iterator[tuple[list[Source], Mapping[int, Read]]]:  # fmt: skip
     """The arrivals as sources, in their order, and the models of the run that they were trained from, with
     version `base`, by version; `at_once`: so many are opened at a time. Raises Unfit. `lazily`: each is
-    opened when it is first read, `model` is the header of version `base`, and all read many at once."""
+    opened when it is first read, `model` is the header of version `base`, and all read many at once; of
+    `shard` alone, which a store is asked for by few requests."""
     wires = lru_cache(maxsize=None)(lambda form: Wire(model, form))
     with ExitStack() as stack:
         files = _Files(objects, stack, hold=len(arrivals) <= OPEN, lazily=lazily)
+        flow = getattr(objects, "flow", None) if shard is not None and len(arrivals) <= FLOWING else None
         versions = {base, *(arrival.base for arrival in arrivals)}
         bases = {version: files.model(run, version) for version in versions}
         if lazily:
-            bases[base] = files.read(layout.model(run, base), model.begin)
+            key, begin = layout.model(run, base), model.begin
+            bases[base] = files.read(key, begin)
+            if flow is not None and shard is not None:
+                own = flow(key, model.size, [(begin + shard.start, begin + shard.stop)])
+                bases[base] = _whole(stack.enter_context(closing(own)), key, begin)
 
         def source(arrival: Arrival, weight: float) -> Source:
-            return _source(files, arrival, wires(arrival.form), weight)
+            wire = wires(arrival.form)
+            if flow is None or shard is None:
+                return _source(files, arrival, wire, weight)
+            begin, sent = arrival.begin, wire.sent(arrival.size - arrival.begin)
+            spans = [(begin + a, begin + b) for a, b in wire.spans(shard.start, shard.stop, sent)]
+            most = LOOSE if arrival.form.codec == "topk" else 0
+            reader = stack.enter_context(closing(flow(arrival.key, arrival.size, spans, most)))
+            return _source(files, arrival, wire, weight, _whole(reader, arrival.key, begin))
 
         if at_once > 1:
             with ThreadPoolExecutor(at_once) as pool:
@@ -107,9 +125,21 @@ class _Files:
         return lambda place, into: opened()(place, into)
 
 
-def _source(files: _Files, arrival: Arrival, wire: Wire, weight: float) -> Source:
+def _whole(reader: Reader, key: str, begin: int) -> Read:
+    """Reads what was asked for, or raises KeyError."""
+
+    def read(place: int, into: memoryview) -> None:
+        if reader.read(begin + place, into) != len(into):
+            raise KeyError(key)
+
+    return read
+
+
+def _source(
+    files: _Files, arrival: Arrival, wire: Wire, weight: float, flowing: Read | None = None
+) -> Source:
     try:
-        plain = files.read(arrival.key, arrival.begin)
+        plain = flowing or files.read(arrival.key, arrival.begin)
     except KeyError:
         raise Unfit([arrival.key], GONE) from None
 

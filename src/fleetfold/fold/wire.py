@@ -38,6 +38,7 @@ class Wire:
         if form.codec not in CODECS:
             raise BadUpdate(f"codec {form.codec[:20]!r} is not one of {', '.join(CODECS)}")
         self.form, self.carried = form, carried(model, form.carried)
+        self._begin = model.begin
         if own := [t.name for t in self.carried if t.name.startswith("fleetfold.")]:
             raise BadUpdate(f"tensor {own[0][:80]!r}: names that begin with fleetfold. are the codecs' own")
         self.floats = [t for t in self.carried if t.dtype in FLOATS]
@@ -89,6 +90,52 @@ class Wire:
         if self.form.codec != "topk" or name in (STARTS, VALUES):
             return first
         return first + sent * (4 if name == INDICES else 4 + 2)
+
+    def spans(self, start: int, stop: int, sent: int = 0) -> list[tuple[int, int]]:
+        """Bytes of the file that bytes [start, stop) of the model's tensors are made of, counted from where
+        its tensors begin: few stretches, each read in order. Of top-k they are all values that are sent, for
+        only the file says which of them are of that part."""
+        rest: list[tuple[int, int]] = []
+        for tensor in self.rest:
+            if part := _within(tensor.start - self._begin, tensor.stop - self._begin, start, stop):
+                at = self.place(tensor.name, sent)
+                rest.append((at + part[0], at + part[1]))
+        if self.form.codec == "topk":
+            values, indices = self.place(VALUES), self.place(INDICES, sent)
+            return [(0, values), (values, indices), (indices, indices + 2 * sent), *_joined(rest)]
+        return _joined([span for tensor in self.floats for span in self._part(tensor, start, stop)] + rest)
+
+    def _part(self, tensor: Tensor, start: int, stop: int) -> list[tuple[int, int]]:
+        part = _within(tensor.start - self._begin, tensor.stop - self._begin, start, stop)
+        if part is None:
+            return []
+        item = DTYPES[tensor.dtype].itemsize
+        first, last = part[0] // item, -(-part[1] // item)
+        if self.form.codec == "int8":
+            at, values, scales = self.first[tensor.name], self.place(VALUES), self.place(SCALES)
+            return [
+                (values + at + first, values + at + last),
+                (scales + (at + first) // BLOCK * 4, scales + -(-(at + last) // BLOCK) * 4),
+            ]
+        at, item = self.place(tensor.name), DTYPES[self.stored(tensor.dtype)].itemsize
+        return [(at + first * item, at + last * item)]
+
+
+def _within(begin: int, end: int, start: int, stop: int) -> tuple[int, int] | None:
+    """What of [begin, end) lies in [start, stop), counted from `begin`."""
+    first, last = max(begin, start) - begin, min(end, stop) - begin
+    return (first, last) if first < last else None
+
+
+def _joined(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Those that touch or overlap as one, in order."""
+    joined: list[tuple[int, int]] = []
+    for start, stop in sorted(span for span in spans if span[0] < span[1]):
+        if joined and start <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], max(joined[-1][1], stop))
+        else:
+            joined.append((start, stop))
+    return joined
 
 
 def carried(model: Header, mask: str) -> tuple[Tensor, ...]:

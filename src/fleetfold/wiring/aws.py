@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from fleetfold.adapters.poll_bus import Divided, PollBus
 from fleetfold.coordinator.turns import Turn, Turns, no_turn
 from fleetfold.errors import BadConfig
 from fleetfold.fold.plan import LAMBDA, Site
@@ -54,6 +55,7 @@ class Cloud(Struct, frozen=True, kw_only=True):
     alarm: Alarm
     workflow: Workflow
     bus: Callable[[Sequence[Letter]], FleetBus]
+    polled: PollBus | None = None  # of devices without a connection, whose part of `bus` it is
     clock: Callable[[], float] = time.time
     site: Site = LAMBDA
     turn: Turn = no_turn
@@ -78,16 +80,16 @@ def cloud(
     from fleetfold.adapters.scheduler import ScheduledAlarm
     from fleetfold.adapters.stepfunctions import StepFunctions
 
-    store = objects(_told("BUCKET"))
+    store, kept = objects(_told("BUCKET")), faulty(function, records(_told("TABLE")))
     spoken = partial(bus, _told("FLEET"), store.signer, os.environ.get("FLEETFOLD_IOT", ""))
+    polled = PollBus(kept, store.objects, store.signer, time.time)
     alarm = ScheduledAlarm(_client("scheduler"), _told("SCHEDULES"), _told("TICK"), _told("SCHEDULER_ROLE"))
-    table = faulty(function, records(_told("TABLE")))
     return Cloud(
-        records=table, turn=Turns(table, time.time, time.sleep, random.random),
+        records=kept, turn=Turns(kept, time.time, time.sleep, random.random),
         objects=faulty(function, store.objects),
         uploads=faulty(function, uploads(_told("BUCKET"))), signer=store.signer,
         alarm=faulty(function, alarm), workflow=faulty(function, StepFunctions(_client("stepfunctions"))),
-        bus=lambda letters: faulty(function, spoken(letters=letters)),
+        bus=lambda letters: faulty(function, Divided(spoken(letters=letters), polled)), polled=polled,
         site=replace(LAMBDA, folders=int(os.environ.get("FLEETFOLD_FOLDERS") or LAMBDA.folders)),
         ignored=ignored, troubled=troubled, measured=measured,
     )  # fmt: skip
