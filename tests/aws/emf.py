@@ -1,5 +1,5 @@
-"""Metrics within log lines, by the specification of CloudWatch's embedded metric format: no emulator takes them
-out, so that a line which CloudWatch would pass over silently has to be found here.
+"""Metrics within log lines, by the specification of CloudWatch's embedded metric format: no emulator takes
+them out, so that a line which CloudWatch would pass over silently has to be found here.
 
 log lines ─▶ metrics(lines): (namespace, name, value, unit, dimensions) of each        Raises Wrong
 """
@@ -11,7 +11,35 @@ from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 UNITS = frozenset(
-    ["Seconds", "Microseconds", "Milliseconds", "Bytes", "Kilobytes", "Megabytes", "Gigabytes", "Terabytes", "Bits", "Kilobits", "Megabits", "Gigabits", "Terabits", "Percent", "Count", "Bytes/Second", "Kilobytes/Second", "Megabytes/Second", "Gigabytes/Second", "Terabytes/Second", "Bits/Second", "Kilobits/Second", "Megabits/Second", "Gigabits/Second", "Terabits/Second", "Count/Second", "None"]
+    [
+        "Seconds",
+        "Microseconds",
+        "Milliseconds",
+        "Bytes",
+        "Kilobytes",
+        "Megabytes",
+        "Gigabytes",
+        "Terabytes",
+        "Bits",
+        "Kilobits",
+        "Megabits",
+        "Gigabits",
+        "Terabits",
+        "Percent",
+        "Count",
+        "Bytes/Second",
+        "Kilobytes/Second",
+        "Megabytes/Second",
+        "Gigabytes/Second",
+        "Terabytes/Second",
+        "Bits/Second",
+        "Kilobits/Second",
+        "Megabits/Second",
+        "Gigabits/Second",
+        "Terabits/Second",
+        "Count/Second",
+        "None",
+    ]
 )
 METRICS, DIMENSIONS, VALUES = 100, 30, 100
 """Of one line, of one set, of one metric, at most."""

@@ -1,5 +1,5 @@
-"""Whether IAM would have allowed a call: what the call needs, and what a role's policies say. By IAM's rules for
-one account: no Deny, and an Allow. Emulators ask nobody; so their logs are asked afterwards.
+"""Whether IAM would have allowed a call: what the call needs, and what a role's policies say. By IAM's rules
+for one account: no Deny, and an Allow. Emulators ask nobody; so their logs are asked afterwards.
 
     wanted(call)   ─▶ [(action, resource's ARN, context)]        a call that is not known is an error
     allowed(documents, action, resource, context)                a condition that is not known is an error

@@ -4,8 +4,8 @@
       of the connection, by variables          rights: Mosquitto's lists, or a refusal to say it inexactly
 
 `*` and `?` are wildcards of the policy; MQTT's `+` and `#` mean nothing to it but themselves. A variable that
-is not defined matches nothing. Deny wins. Conditions that are not known here are refused loudly. It shows what
-documents say, not what the real broker does with them.
+is not defined matches nothing. Deny wins. Conditions that are not known here are refused loudly. It shows
+what documents say, not what the real broker does with them.
 """
 
 import re
@@ -33,7 +33,9 @@ def connection(client: str, things: Sequence[str]) -> dict[str, str]:
 def allows(document: dict[str, Any], action: str, resource: str, connection: dict[str, str]) -> bool:
     """`resource`: what is behind the account in its ARN, `topic/…`."""
     effects = {
-        effect for effect, parts in _about(document, action, connection) if _pattern(parts).fullmatch(resource)
+        effect
+        for effect, parts in _about(document, action, connection)
+        if _pattern(parts).fullmatch(resource)
     }
     return effects == {"Allow"}
 
@@ -111,7 +113,9 @@ def _holds(condition: dict[str, Any], connection: dict[str, str]) -> bool:
 
 
 def _wild(text: str) -> re.Pattern[str]:
-    return re.compile("".join({"*": ".*", "?": "."}.get(letter, re.escape(letter)) for letter in text), re.DOTALL)
+    return re.compile(
+        "".join({"*": ".*", "?": "."}.get(letter, re.escape(letter)) for letter in text), re.DOTALL
+    )
 
 
 def _listed(value: Any) -> list[Any]:

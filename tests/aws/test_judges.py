@@ -1,4 +1,4 @@
-"""What judges the emulated AWS is judged itself: IAM's and IoT's rules, the SQL of topic rules, metrics in logs."""
+"""What judges the emulated AWS is judged itself: rules of IAM and of IoT, their SQL, metrics in logs."""
 
 import json
 from typing import Any
@@ -163,7 +163,9 @@ def test_a_name_is_never_taken_for_a_wildcard_and_deny_wins() -> None:
 
 
 def test_what_the_matcher_does_not_understand_it_refuses() -> None:
-    strange = policy({"Action": "iot:Publish", "Resource": "*", "Condition": {"DateLessThan": {"aws:x": "1"}}})
+    strange = policy(
+        {"Action": "iot:Publish", "Resource": "*", "Condition": {"DateLessThan": {"aws:x": "1"}}}
+    )
     with pytest.raises(iot_policy.OutsideSubset):
         iot_policy.allows(strange, "iot:Publish", "topic/a", D1)
     with pytest.raises(iot_policy.OutsideSubset):
@@ -213,7 +215,8 @@ def test_a_rule_makes_objects_and_leaves_out_what_is_not_there() -> None:
     "sql",
     [
         "SELECT substring(topic(), 1) AS x FROM 'a'", "SELECT 1 FROM 'a'", "SELECT * FROM a", "SELECT *",
-        "SELECT * FROM 'a' WHERE x LIKE 'y'", "SELECT (SELECT 1) FROM 'a'", "SELECT decode(x, 'base64') AS y FROM 'a'",
+        "SELECT * FROM 'a' WHERE x LIKE 'y'", "SELECT (SELECT 1) FROM 'a'",
+        "SELECT decode(x, 'base64') AS y FROM 'a'",
     ],
 )  # fmt: skip
 def test_sql_outside_of_what_is_understood_is_refused(sql: str) -> None:

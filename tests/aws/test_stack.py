@@ -45,7 +45,9 @@ def check_calls(fleet: AwsFleet) -> None:
             if not iam.allowed(roles[role], action, resource, about):
                 refused.add((by, action, resource))
     assert not refused
-    assert {by for _, by, _ in calls} >= {f"{fleet.name}-{name}" for name in ("initiate", "collect", "publish")}
+    assert {by for _, by, _ in calls} >= {
+        f"{fleet.name}-{name}" for name in ("initiate", "collect", "publish")
+    }
 
 
 def check_quiet(fleet: AwsFleet) -> None:
@@ -82,7 +84,9 @@ def test_ten_devices_train_digits_on_aws_as_ten_simulated_devices_do(aws: Stack,
         assert "nothing changes" in fleet.deploy()
 
 
-def test_functions_that_are_killed_repeated_and_doubled_train_the_same_model(aws: Stack, tmp_path: Path) -> None:
+def test_functions_that_are_killed_repeated_and_doubled_train_the_same_model(
+    aws: Stack, tmp_path: Path
+) -> None:
     """Each dies at a sample of its steps; then all are called twice each time, then beside themselves."""
     app, devices = APPS / "digits-numpy", 4
     with AwsFleet(aws, tmp_path, app, devices) as fleet:
@@ -112,7 +116,8 @@ class Wide(Mlp):
     def train(self, model, work):
         trained = super().train({k: v for k, v in model.items() if k != "wide"}, work)
         wide = model["wide"] + np.float32(0.001) * (work.seed % 97)
-        return Trained(tensors=trained.tensors | {"wide": wide}, examples=trained.examples, metrics=trained.metrics)
+        tensors = trained.tensors | {"wide": wide}
+        return Trained(tensors=tensors, examples=trained.examples, metrics=trained.metrics)
 
 
 trainer = Wide()

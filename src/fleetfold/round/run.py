@@ -47,8 +47,10 @@ Cadence = Callable[[float], float]
 
 
 def advance(run: Run, round: Round, now: float, cadence: Cadence) -> Run:
-    """`run` after `round` has ended; unchanged if the round has not, or if the run has passed it."""
-    if round.phase not in ENDED or (round.number, round.kind) != (run.round, run.kind):
+    """`run` after `round` has ended; unchanged if the round has not, or if the run has passed it: after its
+    last round it stays where it is, and does not pass it twice."""
+    passed = run.state is not RunState.RUNNING or (round.number, round.kind) != (run.round, run.kind)
+    if round.phase not in ENDED or passed:
         return run
     if round.kind == "evaluate":
         return _next(run, round, now, cadence)

@@ -1,4 +1,4 @@
-"""The emulated AWS by itself, to try things by hand: python -m tests.aws.stack FOLDER, and ctrl-c to end it."""
+"""The emulated AWS by itself, to try things by hand: python -m tests.aws.stack FOLDER, ctrl-c ends it."""
 
 import sys
 import time

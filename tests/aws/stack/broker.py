@@ -1,8 +1,8 @@
 """Mosquitto with mutual TLS in IoT Core's place: who may do what is told to its dynamic-security plugin, and
 what it logs of who comes and goes is heard.
 
-It emulates IoT Core's broker. It does not show: its limits (publishes a second, filters a subscription, slashes
-of a topic), sessions of an hour, port 443 with ALPN, metrics.
+It emulates IoT Core's broker. It does not show: its limits (publishes a second, filters a subscription,
+slashes of a topic), sessions of an hour, port 443 with ALPN, metrics.
 """
 
 import json

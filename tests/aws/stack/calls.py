@@ -1,9 +1,9 @@
 """The log of every call that reached an emulated API: by whom, what, with which parameters, how it ended.
 
 FOLDER/calls.jsonl, a line each, also written by LocalStack (localstack_main.py):
-    {"kind": "environment", "key", "function", "role"}     a function's process, and the credentials lent to it
+  {"kind": "environment", "key", "function", "role"}  a function's process, and the credentials lent to it
     {"kind": "call", "key" or "role", "service", "operation", "request", "status", "error", …}
-    {"kind": "invocation", "function", "ok", "asked"}      what a test asked to happen to it
+    {"kind": "invocation", "function", "ok", "asked"}    what a test asked to happen to it
 """
 
 import json

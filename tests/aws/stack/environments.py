@@ -5,7 +5,7 @@ they are apart, and apart from ours.
          /lambda       AWS's runtime client, and boto3 as the real runtime brings it
          /sam          sam validate --lint              /checkov   checkov
 
-constraints-NAME.txt is what `pip freeze` said of each when all was seen to work together; the first line of it
+constraints-NAME.txt is what `pip freeze` said of each when all was seen to work together; its first line
 says what is asked for.
 """
 

@@ -3,8 +3,8 @@ talks to. Emulates Lambda; standard library alone, since it runs within LocalSta
 
 invoke ─▶ next ─▶ python -m awslambdaric module.handler ─▶ response | error ─▶ what invoke returns
 
-As on the real one: no environment but the function's, kill at the timeout, death when more memory was used than
-the function has (seen after each invocation, by the kernel's high-water mark), 6 MB in and out, a REPORT line.
+As on the real one: no environment but the function's, kill at the timeout, death when more memory was used
+than the function has (seen after each invocation), 6 MB in and out, a REPORT line.
 It does not show: the CPU's share by memory, a read-only file system, /tmp's size, freezing between calls.
 """
 
@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -174,10 +175,8 @@ def _runtime_api(environment: Environment) -> type[BaseHTTPRequestHandler]:
             pass
 
         def handle(self) -> None:
-            try:
+            with suppress(ConnectionError):
                 super().handle()
-            except ConnectionError:
-                pass
 
         def do_GET(self) -> None:
             """/2018-06-01/runtime/invocation/next: waits."""

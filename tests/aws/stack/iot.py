@@ -271,9 +271,7 @@ class Core:
         if certificate is None:
             return False
         document = self.registry.document(certificate)
-        return iot_policy.allows(
-            document, action, what, iot_policy.connection(client, certificate["things"])
-        )
+        return iot_policy.allows(document, action, what, iot_policy.connection(client, certificate["things"]))
 
     def _rights_changed(self, id: str) -> None:
         """Have the broker keep to what the certificate's policies say now; whoever is connected by it is cut

@@ -19,7 +19,7 @@ import time
 import urllib.request
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import quote
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -182,7 +182,7 @@ def _of_stand_in(kind: str) -> cloudformation.ResourceProvider:
     name_property, form = KINDS[kind]
 
     class StandIn(cloudformation.ResourceProvider):
-        SCHEMA = {"primaryIdentifier": [f"/properties/{name_property}"]}
+        SCHEMA: ClassVar[dict[str, Any]] = {"primaryIdentifier": [f"/properties/{name_property}"]}
 
         def create(self, request: Any) -> Any:
             model = dict(request.desired_state)
@@ -281,7 +281,8 @@ def log_call(chain: Any, context: Any, response: Any) -> None:
     }
     note(
         kind="call", key=key, service=context.service.service_name, operation=context.operation.name,
-        request=asked if context.service.service_name != "cloudformation" else {}, status=response.status_code,
+        request=asked if context.service.service_name != "cloudformation" else {},
+        status=response.status_code,
         error=getattr(context.service_exception, "code", None), internal=bool(context.is_internal_call),
         signed=bool(query), principal=inner.get("service_principal"), source=inner.get("source_arn"),
     )  # fmt: skip

@@ -30,7 +30,7 @@ KINDS = {
         "TemplateName", "arn:aws:iot:{region}:{account}:provisioningtemplate/{name}",
     ],
 }  # fmt: skip
-"""Kinds of CloudFormation's that are made here: the property that is their name, and the form of their ARN."""
+"""Kinds of CloudFormation's that are made here: the property that is their name, and the form of the ARN."""
 
 
 class Registry:

@@ -95,8 +95,8 @@ def _typed(value: Any, kind: str) -> Any:
 
 
 class Served:
-    """Several APIs at one address. `noted`: told of each call, as (access key, service, operation, parameters,
-    status). `others`: what else is served, by the first word of the path."""
+    """Several APIs at one address. `noted`: told of each call, as (access key, service, operation,
+    parameters, status). `others`: what else is served, by the first word of the path."""
 
     def __init__(
         self, port: int, apis: list[Api], noted: Callable[[str, str, str, dict[str, Any], int], None],

@@ -145,7 +145,7 @@ class _Parser:
         return lambda message: compare(left(message), right(message))
 
     def _operand(self) -> Value:
-        kind, text = self._tokens[0]
+        kind = self._tokens[0][0]
         if kind == "text":
             value: Any = self._text()
             return lambda message: value

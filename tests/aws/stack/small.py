@@ -1,5 +1,5 @@
-"""A small stack for the emulator's own tests: one function, a queue, a bucket that tells of objects, a table, an
-IoT rule, a machine that waits for a token.
+"""A small stack for the emulator's own tests: one function, a queue, a bucket that tells of objects, a table,
+an IoT rule, a machine that waits for a token.
 
 device ─MQTT─▶ rule ─▶ queue ─▶ function ─▶ table, and an address of the bucket, signed, to the device
 device ─PUT─▶ bucket ─▶ queue ─▶ function ─▶ the machine's token is answered
@@ -7,6 +7,7 @@ device ─PUT─▶ bucket ─▶ queue ─▶ function ─▶ the machine's tok
 
 import io
 import json
+import time
 import zipfile
 from typing import Any
 
@@ -49,7 +50,8 @@ def taken(said):
     if said.get("word") == "twice" and not seen(said["device"]):
         return False
     if "device" in said:
-        address = s3.generate_presigned_url("put_object", Params={"Bucket": os.environ["BUCKET"], "Key": said["device"]})
+        place = {"Bucket": os.environ["BUCKET"], "Key": said["device"]}
+        address = s3.generate_presigned_url("put_object", Params=place)
         iot.publish(topic="fleetfold/f/%s/task" % said["device"], qos=1, retain=True,
                     payload=json.dumps({"put": address, "said": base64.b64decode(said["said"]).decode()}))
     elif said.get("eventType"):
@@ -63,8 +65,8 @@ def taken(said):
     return True
 
 def seen(device):
-    said = table.update_item(Key={"pk": "seen", "sk": device}, UpdateExpression="ADD n :one", ReturnValues="ALL_NEW",
-                             ExpressionAttributeValues={":one": 1})
+    said = table.update_item(Key={"pk": "seen", "sk": device}, UpdateExpression="ADD n :one",
+                             ReturnValues="ALL_NEW", ExpressionAttributeValues={":one": 1})
     return said["Attributes"]["n"] > 1
 """
 
@@ -121,6 +123,8 @@ def template(timeout: int = 5, more: dict[str, Any] | None = None) -> str:
         return {"Fn::GetAtt": [name, "Arn"]}
 
     sub = "arn:${AWS::Partition}:"
+    here = "${AWS::Region}:${AWS::AccountId}"
+    machines, schedules = f"{sub}states:{here}:stateMachine:small", f"{sub}scheduler:{here}:schedule/small/*"
     bucket = {"Fn::Sub": "small-${AWS::AccountId}"}
     objects = {"Fn::Sub": sub + "s3:::small-${AWS::AccountId}/*"}
     wait = {
@@ -134,13 +138,16 @@ def template(timeout: int = 5, more: dict[str, Any] | None = None) -> str:
     }  # fmt: skip
     table = arn("Table")
     small = {"Effect": "Allow", "Principal": {"Service": "s3.amazonaws.com"}, "Action": "sqs:SendMessage"}
+    small |= {"Resource": arn("Queue")}
+    call = {"Action": "lambda:InvokeFunction", "Resource": arn("Function")}
+    halves = ["ReportBatchItemFailures"]
     resources: dict[str, Any] = {
         "Queue": {"Type": "AWS::SQS::Queue", "Properties": {"VisibilityTimeout": 5}},
         "QueuePolicy": {
             "Type": "AWS::SQS::QueuePolicy",
             "Properties": {
                 "Queues": [{"Ref": "Queue"}],
-                "PolicyDocument": {"Version": "2012-10-17", "Statement": [small | {"Resource": arn("Queue")}]},
+                "PolicyDocument": {"Version": "2012-10-17", "Statement": [small]},
             },
         },
         "Bucket": {
@@ -171,23 +178,24 @@ def template(timeout: int = 5, more: dict[str, Any] | None = None) -> str:
              "Resource": arn("Queue")},
             {"Action": ["iot:Publish", "iot:RetainPublish"],
              "Resource": {"Fn::Sub": sub + "iot:${AWS::Region}:${AWS::AccountId}:topic/fleetfold/f/*/task"}},
-            {"Action": "states:SendTaskSuccess", "Resource": {"Fn::Sub": sub + "states:${AWS::Region}:${AWS::AccountId}:stateMachine:small"}},
-            {"Action": "scheduler:CreateSchedule", "Resource": {"Fn::Sub": sub + "scheduler:${AWS::Region}:${AWS::AccountId}:schedule/small/*"}},
+            {"Action": "states:SendTaskSuccess", "Resource": {"Fn::Sub": machines}},
+            {"Action": "scheduler:CreateSchedule", "Resource": {"Fn::Sub": schedules}},
             {"Action": "iam:PassRole", "Resource": arn("Timer")},
         ),
         "Rules": role("iot.amazonaws.com", {"Action": "sqs:SendMessage", "Resource": arn("Queue")}),
         "Timer": role("scheduler.amazonaws.com", {"Action": "lambda:InvokeFunction", "Resource": {
             "Fn::Sub": sub + "lambda:${AWS::Region}:${AWS::AccountId}:function:small"}}),
-        "Driver": role("states.amazonaws.com", {"Action": "lambda:InvokeFunction", "Resource": arn("Function")}),
+        "Driver": role("states.amazonaws.com", call),
         "Function": {
             "Type": "AWS::Serverless::Function",
             "Properties": {
                 "FunctionName": "small", "Runtime": "python3.11", "Handler": "small.handler",
-                "CodeUri": f"s3://{CODE}/small.zip", "Role": arn("Own"), "Timeout": timeout, "MemorySize": 256,
+                "CodeUri": f"s3://{CODE}/small.zip", "Role": arn("Own"), "Timeout": timeout,
+                "MemorySize": 256,
                 "Environment": {"Variables": {
                     "TABLE": {"Ref": "Table"}, "BUCKET": bucket, "GROUP": "small", "ROLE": arn("Timer")}},
                 "Events": {"Mail": {"Type": "SQS", "Properties": {
-                    "Queue": arn("Queue"), "BatchSize": 10, "FunctionResponseTypes": ["ReportBatchItemFailures"]}}},
+                    "Queue": arn("Queue"), "BatchSize": 10, "FunctionResponseTypes": halves}}},
             },
         },
         "Machine": {
@@ -214,15 +222,16 @@ def template(timeout: int = 5, more: dict[str, Any] | None = None) -> str:
 
 
 def deploy(client: Any, body: str, kind: str = "CREATE") -> str:
-    """By a change set. → the stack's status"""
+    """By a change set of its own. → the stack's status"""
+    change = f"change-{time.time_ns()}"
     client.create_change_set(
-        StackName=NAME, ChangeSetName="change", ChangeSetType=kind, TemplateBody=body,
+        StackName=NAME, ChangeSetName=change, ChangeSetType=kind, TemplateBody=body,
         Capabilities=["CAPABILITY_IAM", "CAPABILITY_NAMED_IAM", "CAPABILITY_AUTO_EXPAND"],
     )  # fmt: skip
     client.get_waiter("change_set_create_complete").wait(
-        StackName=NAME, ChangeSetName="change", WaiterConfig={"Delay": 1, "MaxAttempts": 60}
+        StackName=NAME, ChangeSetName=change, WaiterConfig={"Delay": 1, "MaxAttempts": 60}
     )
-    client.execute_change_set(StackName=NAME, ChangeSetName="change")
+    client.execute_change_set(StackName=NAME, ChangeSetName=change)
     waiter = client.get_waiter(f"stack_{kind.lower()}_complete")
     waiter.wait(StackName=NAME, WaiterConfig={"Delay": 1, "MaxAttempts": 120})
     return str(client.describe_stacks(StackName=NAME)["Stacks"][0]["StackStatus"])

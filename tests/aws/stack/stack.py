@@ -185,7 +185,6 @@ class Stack:
     def left(self) -> dict[str, list[str]]:
         """Everything that there is in the account, by its kind; none of what is there from the beginning."""
         asked: dict[str, tuple[str, str, str, str]] = {
-            "stacks": ("cloudformation", "describe_stacks", "Stacks", "StackName"),
             "buckets": ("s3", "list_buckets", "Buckets", "Name"),
             "tables": ("dynamodb", "list_tables", "TableNames", ""),
             "queues": ("sqs", "list_queues", "QueueUrls", ""),
@@ -201,6 +200,9 @@ class Stack:
             "topics": ("sns", "list_topics", "Topics", "TopicArn"),
         }
         found = self.core.registry.left()
+        stacks = self.client("cloudformation").list_stacks()["StackSummaries"]
+        if names := [one["StackName"] for one in stacks if one["StackStatus"] != "DELETE_COMPLETE"]:
+            found["stacks"] = names
         for kind, (service, operation, member, name) in asked.items():
             listed = getattr(self.client(service), operation)().get(member, [])
             names = sorted(one[name] if name else one for one in listed)
