@@ -534,7 +534,8 @@ def _claims() -> Data:
     may = [
         "AddThingToThingGroup", "AttachPolicy", "AttachPrincipalPolicy", "AttachThingPrincipal",
         "CreateThing", "DescribeCertificate", "DescribeThing", "DescribeThingGroup", "GetPolicy",
-        "ListPolicyPrincipals", "ListPrincipalPolicies", "ListThingGroupsForThing", "ListThingPrincipals", "UpdateCertificate",
+        "ListPolicyPrincipals", "ListPrincipalPolicies", "ListThingGroupsForThing", "ListThingPrincipals",
+        "UpdateCertificate",
     ]  # fmt: skip
     return {
         "ClaimPolicy": {
