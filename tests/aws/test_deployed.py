@@ -33,6 +33,7 @@ class Person:
 
     def __init__(self, emulated: Stack, folder: Path) -> None:
         self.folder, self.emulated = folder, emulated
+        self.begun: list[subprocess.Popen[bytes]] = []
         plain = {k: v for k, v in os.environ.items() if not k.startswith(("FLEETFOLD_", "AWS_"))}
         self.environment = plain | emulated.environment | {"FLEETFOLD_HOME": str(folder / "home")}
 
@@ -45,18 +46,24 @@ class Person:
         return done.stdout + done.stderr
 
     def begins(self, *words: str, **more: str) -> "subprocess.Popen[bytes]":
-        return subprocess.Popen(
-            [*PROGRAM, "aws", *words], env=self.environment | more, stdin=subprocess.DEVNULL,
-            stdout=(self.folder / "said").open("wb"), stderr=subprocess.STDOUT, cwd=self.folder,
-        )  # fmt: skip
+        with (self.folder / "said").open("wb") as said:
+            process = subprocess.Popen(
+                [*PROGRAM, "aws", *words], env=self.environment | more, stdin=subprocess.DEVNULL,
+                stdout=said, stderr=subprocess.STDOUT, cwd=self.folder,
+            )  # fmt: skip
+        self.begun.append(process)
+        return process
 
     def said(self) -> str:
         return (self.folder / "said").read_text()
 
 
 @pytest.fixture
-def person(emulated: Stack, tmp_path: Path) -> Person:
-    return Person(emulated, tmp_path)
+def person(emulated: Stack, tmp_path: Path) -> Iterator[Person]:
+    found = Person(emulated, tmp_path)
+    yield found
+    for process in found.begun:
+        kill(process)
 
 
 def deploy(stack: str, *more: str) -> list[str]:
@@ -64,10 +71,10 @@ def deploy(stack: str, *more: str) -> list[str]:
 
 
 def until(what: str, person: Person, process: "subprocess.Popen[bytes]") -> None:
-    give_up = time.monotonic() + 120
+    give_up = time.monotonic() + 300
     while what not in person.said():
         assert process.poll() is None, person.said()
-        assert time.monotonic() < give_up
+        assert time.monotonic() < give_up, person.said()
         time.sleep(0.1)
 
 
