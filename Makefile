@@ -5,7 +5,7 @@ BIN := .venv/bin
 # The hub's broker, and what examples/shell-device and a test of clocks need: Debian's packages.
 DEBIAN := mosquitto mosquitto-clients curl jq faketime
 
-.PHONY: demo test test-aws lint bench fuzz fleet weather debian clean
+.PHONY: demo test test-aws test-aws-sample lint bench fuzz fleet weather debian clean
 
 demo: .venv/ready
 	@$(BIN)/fleetfold demo
@@ -38,6 +38,10 @@ weather: .venv/ready debian
 test-aws: .venv/ready debian
 	@$(BIN)/python -m tests.aws.stack.environments
 	@$(BIN)/pytest -s -m aws tests/aws
+
+# Of these the one that says most: ten devices, five rounds, through the deployed template.
+test-aws-sample: .venv/ready debian
+	@$(BIN)/pytest -s -m aws tests/aws/test_stack.py -k ten_devices
 
 debian:
 	@for program in mosquitto mosquitto_sub curl jq faketime; do \

@@ -11,7 +11,7 @@ from obstore.store import LocalStore, MemoryStore
 
 from fleetfold.adapters import stores
 from fleetfold.adapters.faults import Died
-from fleetfold.adapters.stores import AHEAD, PART, StoreObjects, open_store
+from fleetfold.adapters.stores import AHEAD, PART, WHOLE, StoreObjects, open_store
 from fleetfold.errors import BadConfig, Unavailable
 from fleetfold.ports import Objects, fetch
 from tests.contract.objects import ObjectsContract
@@ -62,15 +62,16 @@ class TestS3(ObjectsContract):
 
 
 def test_a_large_object_goes_in_parts_and_a_small_one_in_one_request(s3: S3, store: StoreObjects) -> None:
-    store.put("small", iter([b"x" * (PART - 1)]))
+    store.put("small", iter([b"x" * (WHOLE - 1), b"y"]))
     assert [method for method, _ in s3.asked] == ["PUT"]
+    assert s3.objects["pre/fix/small"] == b"x" * (WHOLE - 1) + b"y"
     s3.asked.clear()
-    store.put("large", (b"x" * 1_000_003 for _ in range(20)))
-    assert sorted(method for method, _ in s3.asked) == ["POST", "POST", "PUT", "PUT", "PUT"]
+    store.put("large", (b"x" * 1_000_003 for _ in range(52)))
+    assert sorted(method for method, _ in s3.asked) == ["POST", "POST", *7 * ["PUT"]]
     assert {key for _, key in s3.asked} == {"pre/fix/large"}
     s3.asked.clear()
-    assert fetch(store, "large") == b"x" * 20_000_060
-    assert [method for method, _ in s3.asked] == ["HEAD"] + 4 * ["GET"]
+    assert fetch(store, "large") == b"x" * 52_000_156
+    assert [method for method, _ in s3.asked] == ["HEAD"] + 8 * ["GET"]
 
 
 @pytest.mark.parametrize("why", [LookupError("unfit"), OSError("a disk"), Died()], ids=repr)
@@ -78,7 +79,7 @@ def test_a_large_object_that_is_broken_off_leaves_no_part_behind(
     why: BaseException, s3: S3, store: StoreObjects
 ) -> None:
     def broken() -> Iterator[bytes]:
-        yield b"x" * (2 * PART + 1)
+        yield b"x" * (WHOLE + PART + 1)
         raise why
 
     with pytest.raises(type(why)) as raised:

@@ -5,9 +5,10 @@
 No byte that a device sends or fetches passes the hub.
 """
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from datetime import timedelta
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import obstore
@@ -20,6 +21,8 @@ from fleetfold.errors import BadConfig
 
 PART = 8 << 20
 """Bytes of one request, up or down. S3 takes parts of 5 MiB and more, and 10,000 of them."""
+WHOLE = 48 << 20
+"""Bytes of an object that goes by one request: each is paid for, and an upload in parts is two more."""
 AT_ONCE = 4
 """Parts of one object that are on their way at once."""
 AHEAD = 64 << 10
@@ -66,11 +69,11 @@ class StoreObjects:
         counted = _Counted(data)
         parts = iter(counted)
         try:
-            first = next(parts)
-            if len(first) < PART:
-                obstore.put(self._store, key, first, use_multipart=False)
+            first = deque(islice(parts, WHOLE // PART + 1))
+            if counted.size <= WHOLE:
+                obstore.put(self._store, key, _handed_over(first), use_multipart=False)
             else:  # obstore takes back the parts that it has sent if `data` breaks off
-                whole = chain([first], parts)
+                whole = chain(_handed_over(first), parts)
                 obstore.put(
                     self._store, key, whole, use_multipart=True, chunk_size=PART, max_concurrency=AT_ONCE
                 )
@@ -234,6 +237,12 @@ class _Counted:
             self.broken = error
             raise
         yield bytes(room)
+
+
+def _handed_over(pieces: deque[bytes]) -> Iterator[bytes]:
+    """Each is forgotten here when it is taken."""
+    while pieces:
+        yield pieces.popleft()
 
 
 def _is_absence(error: Exception) -> bool:

@@ -295,8 +295,8 @@ def _reads(plan: Plan, work: Work) -> int:
     shards = len(plan.shards)
     pieces = max(1, (plan.requests - shards) // max(1, work.arrived))  # of one update, by all folders
     own = 1 if work.codec in DIFFERENCES else 0
-    if shards == 1:  # opened, then read in chunks
-        return work.arrived * (1 + pieces) + own * (1 + pieces)
+    if work.update < sources.LOOSE and work.arrived <= sources.FLOWING:
+        return (work.arrived + own) * shards
     spans = {"int8": 2, "topk": 3}.get(work.codec, 1)
     crossed = ceil(work.update / PARTED) - 1  # ends of parts, each in one of the shards
     loose = ceil(work.update / sources.LOOSE) if work.codec == "topk" else 0
@@ -308,7 +308,7 @@ def _reads(plan: Plan, work: Work) -> int:
 def _writes(plan: Plan, work: Work) -> int:
     """Requests that write the model: its parts, and three to begin, list and complete their upload."""
     if len(plan.shards) == 1:
-        return 1 if work.model < stores.PART else ceil(work.model / stores.PART) + 2
+        return 1 if work.model < stores.WHOLE else ceil(work.model / stores.PART) + 2
     longest = max(int(cutting.LONGEST * LAMBDA.part), ceil(work.model / cutting.MANY))
     return 3 + sum(ceil((shard.stop - shard.start) / longest) for shard in plan.shards)
 

@@ -21,7 +21,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from fleetfold import layout
-from fleetfold.coordinator.folding import Made, ModelHeader, fold_round, freshness, weight
+from fleetfold.coordinator.folding import Made, ModelHeader, fold_round, freshness, is_cut, weight
 from fleetfold.coordinator.hiding import Hide
 from fleetfold.coordinator.policy import method
 from fleetfold.coordinator.sources import header_of, opened
@@ -38,8 +38,6 @@ from fleetfold.settings import Settings, Share
 
 ALONE = replace(LAMBDA, folders=1)
 """Where one function folds everything: what cannot be cut."""
-CUT = frozenset({"mean", "median", "trimmed_mean"})
-"""Folds that make each coordinate of itself alone, whatever the others are."""
 LONGEST = 2.5
 """Parts are at most so many times what S3 takes as the least, for each is held in memory."""
 MANY = 9_000
@@ -138,14 +136,6 @@ def prepare(
             uploads.abandon(model, plan.upload)
             objects.delete(layout.fold_plan(at, new.plan))
     raise Unavailable(f"lost {TRIES} compare-and-sets on {layout.fold(at)}")
-
-
-def is_cut(settings: Settings) -> bool:
-    """Whether each part of such a fold follows from the same part of the updates alone. A server optimizer
-    has a state, a length or distance is of whole updates, noise is drawn once: those folds are made by one
-    function, in whose memory neither the model nor the updates are. The user's own is made there too."""
-    plain = settings.server == "none" and not settings.norm_most and not settings.noise
-    return plain and settings.fold in CUT
 
 
 def planned(

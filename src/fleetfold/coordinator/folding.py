@@ -26,7 +26,7 @@ from fleetfold.coordinator.policy import method, optimizer
 from fleetfold.coordinator.sources import opened
 from fleetfold.coordinator.stepping import Stepping
 from fleetfold.fold.fold import fold_shard, measured
-from fleetfold.fold.plan import LAPTOP, Site, plan_fold
+from fleetfold.fold.plan import LAPTOP, Shard, Site, plan_fold
 from fleetfold.fold.privacy import factors
 from fleetfold.fold.recipe import ChunkFold, Recipe, Source, Unfit
 from fleetfold.fold.robust import distances, norms_squared, rounded
@@ -65,6 +65,18 @@ class Made(Struct, frozen=True):
     release: int = 0
 
 
+CUT = frozenset({"mean", "median", "trimmed_mean"})
+"""Folds that make each coordinate of itself alone, whatever the others are."""
+
+
+def is_cut(settings: Settings) -> bool:
+    """Whether each part of such a fold follows from the same part of the updates alone. A server optimizer
+    has a state, a length or distance is of whole updates, noise is drawn once: those folds are made by one
+    function, in whose memory neither the model nor the updates are. The user's own is made there too."""
+    plain = settings.server == "none" and not settings.norm_most and not settings.noise
+    return plain and settings.fold in CUT
+
+
 class Folder(Protocol):
     """Makes the next model of a round: as `fold_round` does, and to the same bytes."""
 
@@ -88,7 +100,12 @@ def fold_round(
     weights = [weight(arrival, settings) for arrival in arrivals]
     fresh = [freshness(arrival, round, settings) for arrival in arrivals]
     at_once = OPENED if site.latency else 1
-    with opened(objects, round.run, round.base, arrivals, weights, model, at_once) as (plain, bases):
+    # Read once and in order, all of it is what a store is asked for by few requests.
+    whole = Shard(0, model.size - model.begin) if site.latency and hide is None and is_cut(settings) else None
+    with opened(
+        objects, round.run, round.base, arrivals, weights, model, at_once,
+        lazily=whole is not None, shard=whole,
+    ) as (plain, bases):  # fmt: skip
         sources = [replace(s, factor=f) for s, f in zip(plain, fresh, strict=True)]
         how = method(settings, own, len(sources))
         recipe = Recipe(method=how.chunk, base=round.base, bases=bases)

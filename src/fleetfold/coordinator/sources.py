@@ -25,7 +25,8 @@ OPEN = 256
 FLOWING = 64
 """Updates that may be streamed at once: each is a connection, which the store ends when it stands still."""
 LOOSE = 1 << 20
-"""Bytes that are asked for at once where only the update says what of it is needed."""
+"""Bytes that are asked for at once where only the update says what of it is needed: so small an update as a
+whole."""
 HEADER_LIMIT = 1 << 28
 """Bytes of header that a file of our own may have."""
 GONE = "is no longer the file that was admitted"
@@ -61,6 +62,10 @@ def opened(
             spans = [(begin + a, begin + b) for a, b in wire.spans(shard.start, shard.stop, sent)]
             most = LOOSE if arrival.form.codec == "topk" else 0
             reader = stack.enter_context(closing(flow(arrival.key, arrival.size, spans, most)))
+            if arrival.size <= LOOSE:
+                return _source(
+                    files, arrival, wire, weight, _at_once(reader, arrival.key, begin, arrival.size)
+                )
             return _source(files, arrival, wire, weight, _whole(reader, arrival.key, begin))
 
         if at_once > 1:
@@ -131,6 +136,27 @@ def _whole(reader: Reader, key: str, begin: int) -> Read:
     def read(place: int, into: memoryview) -> None:
         if reader.read(begin + place, into) != len(into):
             raise KeyError(key)
+
+    return read
+
+
+def _at_once(reader: Reader, key: str, begin: int, size: int) -> Read:
+    """The same, of a small update: one request brings all of it, when the first of it is wanted."""
+    asking = Lock()
+
+    @lru_cache(maxsize=1)
+    def tensors() -> memoryview:
+        data = memoryview(bytearray(size - begin))
+        if reader.read(begin, data) != len(data):
+            raise KeyError(key)
+        return data
+
+    def read(place: int, into: memoryview) -> None:
+        with asking:
+            data = tensors()[place : place + len(into)]
+        if len(data) != len(into):
+            raise KeyError(key)
+        into[:] = data
 
     return read
 
