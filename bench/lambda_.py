@@ -7,8 +7,10 @@ Functions do not share a processor, and here they would: they run one after anot
 """
 
 import os
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -41,14 +43,15 @@ SHOWN = {
     "share": ("of the bandwidth that is used while a part is folded", "0.85"),
     "peak_mb": ("MB of a function at its highest", "200"),
     "import_s": ("seconds until a function has its code and its clients", ""),
+    "zip_mb": ("MB of the functions' zip, as it is deployed", "50"),
+    "zip_import_s": ("seconds of a new Python until it has the handlers from that zip alone", "1.5"),
     "cpu_s": ("seconds of a processor, of the busiest part", ""),
     "cpu_256mb_s": (f"the same on {CPU:g} of one, as a function of 256 MB has", ""),
     "publish_cpu_s": ("seconds of a processor, of publishing", ""),
     "alone_s": ("seconds in all, by one function", ""),
     "alone_peak_mb": ("MB of it", "200"),
 }
-"""Figure → what it is, and what it may be, with 8 functions. What the zip weighs, and how long it takes to
-import from it alone, belongs beside `import_s`."""
+"""Figure → what it is, and what it may be, with 8 functions."""
 
 
 class Given(Struct, frozen=True):
@@ -88,6 +91,8 @@ class Figures(Struct, frozen=True, kw_only=True):
     publish_cpu_s: float
     alone_s: float
     alone_peak_mb: float
+    zip_mb: float = 0.0
+    zip_import_s: float = 0.0
 
 
 def lambda_(
@@ -99,6 +104,7 @@ def lambda_(
     latency: Annotated[float, Parameter(help="ms until the store begins to answer")] = 30.0,
     runs: Annotated[int, Parameter(validator=Number(gte=1), help="medians of so many are shown")] = 5,
     at_once: Annotated[bool, Parameter(help="all functions together, on this machine's cores")] = False,
+    zip: Annotated[bool, Parameter(help="make the functions' zip as well, by pip")] = True,
     json: Annotated[bool, Parameter(help="print one JSON object", negative="")] = False,
 ) -> None:
     """Wall, bandwidth, memory and processor of a fold by functions, against one function.
@@ -116,6 +122,7 @@ def lambda_(
         {
             "functions": functions, "updates": updates, "model_mb": megabytes, "mb_per_s": bandwidth,
             **middle, "alone_s": alone.seconds, "alone_peak_mb": alone.peak_mb,
+            **(_zipped(runs) if zip else {}),
         },
         Figures,
     )  # fmt: skip
@@ -123,6 +130,25 @@ def lambda_(
         print(msgspec.json.encode(figures).decode())
     else:
         Console(width=None if sys.stdout.isatty() else 110).print(_table(figures))
+
+
+def _zipped(runs: int) -> dict[str, float]:
+    """Of the zip as `fleetfold aws deploy` makes it, and of one for this Python, which can be run here."""
+    from fleetfold.aws.package import OWN, package
+
+    with TemporaryDirectory(prefix="fleetfold-bench-") as folder:
+        deployed, own = package(Path(folder)), package(Path(folder), python=OWN)
+        code = Path(folder) / "code"
+        shutil.unpack_archive(own.path, code)
+        script = f"import sys; sys.path.insert(0, {str(code)!r}); import fleetfold.aws.handlers"
+        command = [sys.executable, "-I", "-S", "-B", "-c", script]
+        took = []
+        for _ in range(runs + 1):  # the first one finds the files cold
+            since = time.perf_counter()
+            subprocess.run(command, check=True, cwd=folder)
+            took.append(time.perf_counter() - since)
+    note(f"the zip: {own.unzipped / 1e6:.0f} MB unzipped; its first import took {took[0]:.2f} s")
+    return {"zip_mb": deployed.zipped / 1e6, "zip_import_s": median(took[1:])}
 
 
 class _Stored:

@@ -87,10 +87,10 @@ def test_agent_prints_what_waiting_costs_a_device_and_that_it_imports_nothing_he
 @pytest.mark.fleet
 def test_lambda_prints_what_a_fold_by_functions_takes_and_makes_the_bytes_of_one() -> None:
     small = {"functions": 2, "updates": 3, "megabytes": 11, "bandwidth": 200, "latency": 5, "runs": 1}
-    done = bench("lambda", "--json", *(f"--{name}={count}" for name, count in small.items()))
+    done = bench("lambda", "--json", "--no-zip", *(f"--{name}={count}" for name, count in small.items()))
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert (found["functions"], found["updates"]) == (2, 3)
     assert found["wall_s"] == pytest.approx(found["parts_s"] + found["publish_s"])
     assert 0 < found["share"] <= 1.1
-    assert all(figure > 0 for figure in found.values()), found
+    assert all(figure > 0 for name, figure in found.items() if not name.startswith("zip")), found
