@@ -133,6 +133,12 @@ class Platform:
 
     # What happens by itself
 
+    def open(self, run: str) -> None:
+        """Another run, of the same fleet."""
+        names = [device.name for device in self.ledger.fleet()]
+        model = write(self.trainer.init(self.settings.seed))
+        open_run(run, "app", self.settings, model, names, self.ledger, self.objects, self.now)
+
     def start(self, name: str = "e", **input: Any) -> Execution:
         definition = json.loads(json.dumps(machine()).replace("${Partition}", "aws"))
         made = Execution(definition, {"run": "r", **input}, self._task, lambda: self.now, self._anew, name)

@@ -341,3 +341,50 @@ def test_no_handler_is_longer_than_fifteen_lines() -> None:
     }
     assert {"initiate", "collect", "status", "tick", "fold_shard", "publish"} <= found.keys()
     assert max(found.values()) <= 15
+
+
+# Several runs
+
+
+def opened(platform: Platform, run: str) -> list[tuple[float, float]]:
+    return [(round.opened_at, round.ended_at) for round in platform.ledger.rounds(run)]
+
+
+@pytest.mark.parametrize("order", [("r", "s"), ("s", "r")])
+def test_of_two_runs_the_one_that_was_begun_first_has_the_devices_and_the_other_says_so(
+    order: tuple[str, str],
+) -> None:
+    platform = Platform(3, rounds=3, pace=lambda device, round: 5.0)
+    platform.now += 1.0
+    platform.open("s")
+    for run in order:
+        platform.start(run, run=run)
+        platform._happens()
+    while not platform.ledger.rounds("s") or not platform.ledger.rounds("r"):
+        found = platform.ledger.run(order[1])
+        assert found is not None
+        if found[0].reason.startswith("waiting"):
+            assert found[0].reason == f"waiting to open round 1: run {order[0]} has the devices"
+        if not platform._happens():
+            platform._sleep()
+    platform.live()
+    rounds = sorted([*opened(platform, "r"), *opened(platform, "s")])
+    assert len(rounds) == 6
+    assert all(ended <= begun for (_, ended), (begun, _) in pairwise(rounds)), "never two at once"
+    assert opened(platform, "r")[-1] < opened(platform, "s")[-1]
+    for run in ("r", "s"):
+        found = platform.ledger.run(run)
+        assert found is not None
+        assert (found[0].state, found[0].version) == (RunState.DONE, 3)
+
+
+def test_a_run_whose_execution_was_aborted_is_not_waited_for_for_ever() -> None:
+    platform = Platform(3, rounds=1, deadline=60.0)
+    platform.open("s")
+    aborted = platform.start("r", patience=150)
+    platform.agents.clear()
+    aborted.advance()
+    del platform.executions["r"]
+    assert workflow.under_way(platform.records, platform.now) == ["r"]
+    platform.now += 150.0 + workflow.FOLDING + 1.0
+    assert workflow.under_way(platform.records, platform.now) == []

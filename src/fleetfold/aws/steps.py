@@ -40,6 +40,8 @@ from fleetfold.wiring.aws import Cloud
 
 MINUTE = 60.0
 """Seconds from now at least to the next look at a run: schedules are no more exact."""
+OVER = ("ended", "failed")
+"""Phases in which a run has no more rounds."""
 ENDLESS = 1_000_000
 """Rounds from which on an execution has no number of its own: it goes on as long as its run does."""
 
@@ -56,7 +58,10 @@ def initiate(
         _extend(ledger, run, rounds)
     now = _known(ledger, run)
     if token:
-        kept = Wait(token=token, round=now.round, kind=now.kind, at=cloud.clock(), extended=by)
+        at = cloud.clock()
+        due = max(now.opens_at - at, 0.0) + now.settings.deadline
+        until = at + workflow.patience(due) + workflow.FOLDING
+        kept = Wait(token=token, round=now.round, kind=now.kind, at=at, until=until, extended=by)
         workflow.keep(cloud.records, run, lambda old: old if old.token == token else kept)
     turn(cloud, run, urgent=True, opening=True)
 
@@ -115,6 +120,8 @@ def publish(cloud: Cloud, told: Standing, folded: Sequence[Mapping[str, Any]]) -
     if stands is None:
         raise Unavailable(f"round {told.round} of run {told.run} is not over yet")
     _measure(cloud, ledger, run)
+    if stands.phase in OVER:
+        _next_in_turn(cloud, told.run)
     return stands
 
 
@@ -141,7 +148,8 @@ def turn(
         # Read after the step: who waits from now on finds what the step has done.
         wait = workflow.waiting(cloud.records, name)
         if _is_due(ledger, name, wait, opening):
-            wake = coordinator.step(opening=True)
+            other = _ahead(cloud, ledger, name)
+            wake = _postponed(ledger, name, other, cloud.clock()) if other else coordinator.step(opening=True)
     except BadConfig as error:
         _fail(ledger, name, error.sentence, cloud.clock())
         wait = workflow.waiting(cloud.records, name)
@@ -151,6 +159,8 @@ def turn(
     stands = _stands(cloud, name, (wait.round, wait.kind))
     if stands is not None:
         workflow.tell(cloud.records, cloud.workflow, wait, stands)
+        if stands.phase in OVER:
+            _next_in_turn(cloud, name)
     elif wake != float("inf") and (woken or not _is_awaited(ledger, name)):
         cloud.alarm.wake_at(name, max(wake, cloud.clock() + MINUTE))
 
@@ -174,6 +184,39 @@ def _is_due(ledger: Ledger, name: str, wait: Wait | None, opening: bool) -> bool
     run = _known(ledger, name)
     asked = opening if wait is None else (wait.round, wait.kind) == (run.round, run.kind)
     return asked and run.state is RunState.RUNNING and ledger.round(name, run.round, run.kind) is None
+
+
+def _ahead(cloud: Cloud, ledger: Ledger, name: str) -> str:
+    """The run that has the fleet's devices, "" if none has: a device does one task at a time. One whose round
+    is open has them, and then the one that was begun first."""
+    own = _known(ledger, name)
+    others = [
+        ledger.run(other) for other in workflow.under_way(cloud.records, cloud.clock()) if other != name
+    ]
+    running = [found[0] for found in others if found and found[0].state is RunState.RUNNING]
+    for run in sorted(running, key=lambda run: (run.started_at, run.name)):
+        round = ledger.round(run.name, run.round, run.kind)
+        if (run.started_at, run.name) < (own.started_at, name) or (round and round[0].phase is Phase.OPEN):
+            return run.name
+    return ""
+
+
+def _postponed(ledger: Ledger, name: str, other: str, now: float) -> float:
+    """Say what the run waits for. → when to look again."""
+    found = ledger.run(name)
+    if found:
+        run, version = found
+        why = f"waiting to open round {run.round}: run {other} has the devices"
+        if run.reason != why:
+            ledger.save_run(replace(run, reason=why), version)
+    return now + MINUTE
+
+
+def _next_in_turn(cloud: Cloud, ended: str) -> None:
+    """The devices are free: runs that wait for them may have them."""
+    for run in workflow.runs(cloud.records):
+        if run != ended and _is_due(cloud.ledger, run, workflow.waiting(cloud.records, run), opening=False):
+            turn(cloud, run)
 
 
 def _is_awaited(ledger: Ledger, name: str) -> bool:

@@ -23,6 +23,8 @@ SHORTEST, LONGEST = 60.0, 31_536_000.0
 """Seconds of patience, at least and at most: a state may wait for a year."""
 GRACE = 90.0
 """Seconds after a round's deadline in which what is due happens by itself: a schedule's minute, and some."""
+FOLDING = 900.0
+"""Seconds that a fold takes at most: a function's own limit."""
 TRIES = 50
 """Lost compare-and-sets in a row after which something is wrong with the store."""
 PhaseOfRun = Literal["folding", "next", "ended", "failed"]
@@ -45,12 +47,14 @@ class Standing(Struct, frozen=True, kw_only=True):
 
 class Wait(Struct, frozen=True, kw_only=True):
     """`token`: of a task which waits until `round` is over or has to be folded, "" for none. `at`: since
-    when, in seconds since the epoch. `extended`: the execution that has given the run more to do."""
+    when, in seconds since the epoch, `until`: when an execution that goes on has asked anew. `extended`: the
+    execution that has given the run more to do."""
 
     token: str = ""
     round: int = 0
     kind: Kind = "train"
     at: float = 0.0
+    until: float = 0.0
     extended: str = ""
 
 
@@ -77,6 +81,12 @@ def runs(records: Records) -> list[str]:
     """Those that something waits for."""
     found = records.scan(WAITS)
     return [name.removeprefix(WAITS) for name, record in found if _WAIT.decode(record.value).token]
+
+
+def under_way(records: Records, now: float) -> list[str]:
+    """Those that an execution drives, as far as can be told: it has asked for a round, and may be folding."""
+    found = records.scan(WAITS)
+    return [name.removeprefix(WAITS) for name, record in found if _WAIT.decode(record.value).until > now]
 
 
 def keep(records: Records, run: str, change: Callable[[Wait], Wait]) -> None:
