@@ -78,7 +78,7 @@ def iot(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     # The emulator makes a key of its own for each certificate; one will do.
     monkeypatch.setattr("moto.iot.models.rsa.generate_private_key", lambda **_: A_KEY)
     with mock_aws():
-        client = boto3.client("iot", region_name=REGION)
+        client = boto3.Session().client("iot", region_name=REGION)
         client.create_policy(
             policyName=PLACE.policy, policyDocument=json.dumps(device_policy(REGION, ACCOUNT, PLACE.fleet))
         )

@@ -224,7 +224,7 @@ def test_a_shard_asks_once_for_each_span_of_each_update_and_folds_the_same_bytes
     store = open_store(f"s3://{BUCKET}/p")
     for key in scene.objects.list(""):
         store.put(key, [fetch(scene.objects, key)])
-    client = boto3.client("s3", endpoint_url=s3.url, region_name=REGION, config=PATHS)
+    client = boto3.Session().client("s3", endpoint_url=s3.url, region_name=REGION, config=PATHS)
     uploads = multipart.Uploads(client, BUCKET, "p")
     ledger, given = Ledger(scene.records), (scene.round, scene.arrivals, scene.settings)
     site = replace(LAMBDA, folders=2)

@@ -52,7 +52,7 @@ def make(s3: S3, wait: Wait) -> Iterator[Callable[..., Uploads]]:
     clients = []
 
     def make(bucket: str = BUCKET, secret: str = SECRET, url: str = s3.url) -> Uploads:
-        client = boto3.client(
+        client = boto3.Session().client(
             "s3", endpoint_url=url, region_name=REGION,
             aws_access_key_id=KEY_ID, aws_secret_access_key=secret,
             config=Config(s3={"addressing_style": "path"}, retries={"total_max_attempts": 1}),

@@ -8,6 +8,7 @@ import json
 import secrets
 import shutil
 import subprocess
+from getpass import getuser
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,9 @@ class Core:
         files = {"ca.pem": self._authority.pem, "server.pem": pair.certificate, "server.key": pair.key}
         for name, text in files.items():
             (folder / name).write_text(text)
-            (folder / name).chmod(0o644)
-        for above in (folder, *folder.parents[:3]):
-            above.chmod(0o755)
         (folder / "mosquitto.conf").write_text(
-            f"listener {self.port} 127.0.0.1\nallow_anonymous true\nrequire_certificate true\n"
+            f"user {getuser()}\nlistener {self.port} 127.0.0.1\n"
+            "allow_anonymous true\nrequire_certificate true\n"
             f"cafile {folder}/ca.pem\ncertfile {folder}/server.pem\nkeyfile {folder}/server.key\n"
         )
         program = shutil.which("mosquitto", path="/usr/sbin:/usr/bin:/usr/local/sbin")

@@ -128,6 +128,7 @@ def test_an_update_that_cannot_be_delivered_is_not_trained_again(agent: Agent) -
     assert agent.hub.trained() == [1]
 
 
+@pytest.mark.fleet
 @pytest.mark.parametrize("process", ["worker", "agent"])
 def test_killed_at_each_of_its_writes_it_ends_with_the_same_update_told_and_trained_once_if_finished(
     process: str, agent: Agent

@@ -52,6 +52,7 @@ def test_privacy_prints_a_row_for_each_noise_and_more_noise_spends_less() -> Non
     assert all(0 <= row["accuracy"] <= 1 for row in rows)
 
 
+@pytest.mark.fleet
 @pytest.mark.needs_torch
 def test_proximal_prints_a_row_for_each_strength_and_the_stronger_goes_less_far() -> None:
     done = bench("proximal", "--json", "--rounds", "1", "--seeds", "1", "--epochs", "2")

@@ -310,6 +310,7 @@ def test_every_command_has_help_with_an_example(capsys: pytest.CaptureFixture[st
 HIDDEN = ["--devices", "30", "--noise", "2", "--clip", "1"]
 
 
+@pytest.mark.fleet
 def test_a_budget_ends_the_run_with_its_reason_and_every_place_shows_what_was_spent(app: Path) -> None:
     pytest.importorskip("dp_accounting")
     done = fleetfold("run", "my-app", *HIDDEN, "--epsilon", "2")

@@ -38,8 +38,8 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PATIENCE = 300.0
 """Seconds after which a command is taken to hang."""
-LONG = ("hub.md", "how-to.md", "tutorial.md")
-"""Pages that take a minute: they are tried with the fleets."""
+LONG = ("hub.md", "how-to.md", "tutorial.md", "privacy.md", "policies.md")
+"""Pages that take a while: they are tried with the fleets."""
 by_page = pytest.mark.parametrize(
     "page",
     [pytest.param(page, marks=[pytest.mark.fleet] if page.name in LONG else []) for page in PAGES],

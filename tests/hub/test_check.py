@@ -80,6 +80,7 @@ def test_a_command_that_ends_at_once_is_quoted() -> None:
     assert list(rules(result)) == ["P1"]
 
 
+@pytest.mark.fleet
 def test_what_cannot_be_tried_is_said_in_a_sentence() -> None:
     for words, sentence in (
         ((), "say how the device is started"),

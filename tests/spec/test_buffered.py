@@ -294,6 +294,7 @@ def test_whoever_is_slow_and_whatever_dies_each_update_counts_once(
             assert again == round.digest, "the model is that of the updates that the record names"
 
 
+@pytest.mark.fleet
 @given(
     paces=st.lists(st.integers(1, 30), min_size=6, max_size=6), target=st.integers(1, 3),
     quorum=st.integers(1, 3), lives=st.lists(st.integers(1, 200), max_size=3), seed=st.integers(0, 2**32),

@@ -493,6 +493,7 @@ def test_a_run_whose_folds_are_cut_ends_with_the_same_bytes(way: dict[str, objec
     assert folding[0].shards == (0 if "server" in way else 4)
 
 
+@pytest.mark.fleet
 def test_a_run_whose_folds_are_cut_dies_at_every_write_and_ends_with_the_same_bytes() -> None:
     expected, at, died = ended(Functions()).model(), 0, True
     while died:
@@ -528,7 +529,7 @@ def test_a_fold_in_parts_on_s3_is_the_fold_in_one_piece(monkeypatch: pytest.Monk
         store = open_store(f"s3://{BUCKET}/p")
         for key in scene.objects.list(""):
             store.put(key, [fetch(scene.objects, key)])
-        client = boto3.client("s3", endpoint_url=s3.url, region_name=REGION, config=PATHS)
+        client = boto3.Session().client("s3", endpoint_url=s3.url, region_name=REGION, config=PATHS)
         uploads = multipart.Uploads(client, BUCKET, "p")
         ledger, given = Ledger(scene.records), (scene.round, scene.arrivals, scene.settings)
         site = replace(LAMBDA, folders=3)

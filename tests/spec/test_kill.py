@@ -94,10 +94,8 @@ LANES = 12
 """The steps are dealt out to so many tests, that they may run side by side."""
 
 
-# One lane by itself; the others with the fleets, which CI runs too.
-@pytest.mark.parametrize(
-    "lane", [pytest.param(n, marks=[pytest.mark.fleet] if n % 12 else []) for n in range(1, LANES + 1)]
-)
+@pytest.mark.fleet
+@pytest.mark.parametrize("lane", range(1, LANES + 1))
 def test_the_coordinator_is_killed_at_each_step_and_resumed(lane: int, tmp_path: Path) -> None:
     for at in itertools.count(lane, LANES):
         home = tmp_path / str(at)
