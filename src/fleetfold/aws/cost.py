@@ -170,14 +170,6 @@ class Bill(Struct, frozen=True, kw_only=True):
         return sum(item.usd for item in self.items if item.part == part)
 
     @property
-    def as_published(self) -> float:
-        """USD of the fold as published bills count it: of functions, reading and adding alone."""
-        functions = next(item for item in self.items if item.what == FUNCTIONS)
-        reading = next(step.seconds for step in self.steps if step.what == READING)
-        each = functions.usd / functions.count * self.shape.memory / 1024
-        return self.of("fold") - functions.usd + self.shape.shards * reading * each
-
-    @property
     def folding(self) -> float:
         """Seconds of the fold alone: what the published rows measure."""
         return sum(step.seconds for step in self.steps if step.what in FOLDING)

@@ -22,7 +22,6 @@ NEEDED = ("numpy>=1.26", "msgspec>=0.19", "safetensors>=0.4.5", "paho-mqtt>=2.1"
 """What an agent in a component needs beside fleetfold itself."""
 MANYLINUX = ("manylinux2014", "manylinux_2_17", "manylinux_2_24", "manylinux_2_27", "manylinux_2_28")
 """Whose wheels a core with a C library of 2.28 or newer can use: Debian 10, Yocto 3.0, Amazon Linux 2023."""
-_WHEEL = b"Wheel-Version: 1.0\nGenerator: fleetfold\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
 _FIRST = (1980, 1, 1, 0, 0, 0)
 _SKIPPED = (".pyc", ".so")
 
