@@ -388,3 +388,32 @@ def test_a_run_whose_execution_was_aborted_is_not_waited_for_for_ever() -> None:
     assert workflow.under_way(platform.records, platform.now) == ["r"]
     platform.now += 150.0 + workflow.FOLDING + 1.0
     assert workflow.under_way(platform.records, platform.now) == []
+
+
+def test_what_fails_in_a_run_that_waits_does_not_keep_the_one_before_it_from_ending(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    platform = Platform(3, rounds=1, pace=lambda device, round: 5.0)
+    platform.now += 1.0
+    platform.open("s")
+    first = platform.start("r", run="r")
+    platform._happens()
+    platform.start("s", run="s")
+    whole = steps.turn
+
+    def broken(cloud: Any, name: str, *more: Any, **named: Any) -> None:
+        if name == "s" and not named:  # neither begun nor woken: because the other has ended
+            raise RuntimeError("the other run's trouble")
+        whole(cloud, name, *more, **named)
+
+    monkeypatch.setattr(steps, "turn", broken)
+    while not first.ended:
+        if not platform._happens():
+            platform._sleep()
+    assert first.ended == "SUCCEEDED"
+    monkeypatch.undo()
+    platform.live()
+    found = platform.ledger.run("s")
+    assert found is not None
+    assert found[0].state is RunState.DONE
+    assert any("trouble" in said for said in platform.troubles), platform.troubles

@@ -213,10 +213,11 @@ def _postponed(ledger: Ledger, name: str, other: str, now: float) -> float:
 
 
 def _next_in_turn(cloud: Cloud, ended: str) -> None:
-    """The devices are free: runs that wait for them may have them."""
+    """The devices are free: runs that wait for them may have them. What fails there is not the ended run's
+    trouble, and is tried again when the waiting run looks by itself."""
     for run in workflow.runs(cloud.records):
         if run != ended and _is_due(cloud.ledger, run, workflow.waiting(cloud.records, run), opening=False):
-            turn(cloud, run)
+            _tried(cloud, [run], partial(turn, cloud, run))
 
 
 def _is_awaited(ledger: Ledger, name: str) -> bool:
