@@ -15,7 +15,7 @@ from fleetfold.adapters.mqtt_bus import MqttBus
 from fleetfold.agent.app import find_app, import_paths
 from fleetfold.errors import BadConfig
 from fleetfold.hub.scorer import Scorer
-from fleetfold.messages import Kind, Report
+from fleetfold.messages import Report
 from fleetfold.ports import Control, Letter, Objects
 from fleetfold.wiring import hub as wiring
 from fleetfold.wiring.local import Place
@@ -58,9 +58,12 @@ class Stored:
 
 def _reported(run: str, key: str) -> Report:
     where = layout.round_of(key)
-    kind: Kind = "evaluate" if where.endswith("-evaluate") else "train"
     return Report(
-        run=run, round=layout.number_of(key), kind=kind, device=layout.device_of(key), state="delivered"
+        run=run,
+        round=layout.number_of(key),
+        kind=layout.kind_of(where),
+        device=layout.device_of(key),
+        state="delivered",
     )
 
 
