@@ -78,13 +78,17 @@ def kind_of(round: str) -> Kind:
 
 
 def content(run: str, digest: str) -> str:
-    """Tensors of a message of an app's own, by the digest of their file: whoever is sent them finds them."""
-    return f"runs/{run}/contents/{digest}.safetensors"
+    """Tensors of a message of an app's own, by the digest of their file."""
+    return f"{contents(run)}{digest}.safetensors"
 
 
-def batch(round: str) -> str:
+def contents(run: str) -> str:
+    return f"runs/{run}/contents/"
+
+
+def batch(round: str, digest: str) -> str:
     """What was sent to whom in a round of messages."""
-    return f"{round}/batch.json"
+    return f"{round}/batch-{digest}.json"
 
 
 def folded(round: str) -> str:

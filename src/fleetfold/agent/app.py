@@ -79,8 +79,8 @@ def load_trainer(app: App) -> "Trainer":
     beside it. Raises BadConfig that names the line."""
     import_paths(app)
     if app.loader:
-        module, _, name = app.loader.partition(":")
-        return cast("Trainer", getattr(import_module(module), name)(app))
+        where, _, loader = app.loader.partition(":")
+        return cast("Trainer", getattr(import_module(where), loader)(app))
     name = "trainer"
     try:
         if app.place.endswith(".py"):

@@ -1,7 +1,7 @@
 """What a device promised and what it has done: one small record per run and kind of work.
 
     promised ──▶ delivered (the update is safe, the report can be told again)
-    kept         what the task leaves for the next one: two slots, the one in force and that of the task at hand
+    kept         what a task leaves for the next one: two slots, one in force, one of the task at hand
 
 Rounds of a run only go up, so the newest entry says all. A task that killed its process again and
 again is given up after ATTEMPTS; what killed the whole machine, or everything at once, does not count.
