@@ -245,10 +245,10 @@ def _content(tensors: Tensors | Stored, records: Any) -> RecordDict:
     for entry in table:
         match entry:
             case _Arrays():
-                names = {name.removeprefix(entry.prefix): name for name in rest.names(entry.prefix)}
-                found[entry.name] = ArrayRecord(
-                    {key: _array(rest, name, entry.odd.get(key)) for key, name in names.items()}
-                )
+                record = found[entry.name] = ArrayRecord()  # given a dict it would copy the data of each
+                for name in rest.names(entry.prefix):
+                    key = name.removeprefix(entry.prefix)
+                    record[key] = _array(rest, name, entry.odd.get(key))
             case _Metrics():
                 found[entry.name] = MetricRecord({key: _decoded(v, rest) for key, v in entry.values})
             case _Config():
