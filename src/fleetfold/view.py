@@ -74,7 +74,8 @@ def row(ledger: Ledger, objects: Objects, round: Round, now: float, priced: Pric
     fetched = sum(1 for a in arrivals if a.took.download is not None)
     base = round.sent if round.batch else objects.size(layout.model(round.run, round.base)) or 0
     return Row(
-        round=round.number, kind=round.kind, label=round.label, turn=round.turn, phase=round.phase.value, reason=round.reason,
+        round=round.number, kind=round.kind, label=round.label, turn=round.turn,
+        phase=round.phase.value, reason=round.reason,
         cohort=round.invited, arrived=len(round.arrived), refused=len(round.refused),
         late=sum(a.state in ("late", "credited") for a in arrivals), credited=len(round.credits),
         loss=loss, accuracy=accuracy, scored_by=by, epsilon=epsilon, metrics=round.metrics,

@@ -282,7 +282,7 @@ def _decoded(value: Any, rest: _Rest) -> Any:
         case {"f": str(text)}:
             return float(text)
         case {"b": str(text)}:
-            return b64decode(text)
+            return b64decode(text, validate=True)
         case {"t": str(name)}:
             return rest.bytes(name)
         case dict():
