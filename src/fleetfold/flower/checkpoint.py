@@ -1,8 +1,8 @@
-"""Where a durable app stands: objects first, then one record, changed by compare-and-set, that points to them.
+"""Where a durable app stands: objects first, then one record that points to them, by compare-and-set.
 
-    models/{version}.safetensors     the arrays          ┐
-    app/{digest}.safetensors         large pieces        ├─▶ app/{digest}.json, the body ─▶ the record runs/{run}/app
-    numbers, text, small arrays      in the body itself  ┘
+    models/{version}.safetensors   the arrays          ┐
+    app/{digest}.safetensors       large pieces        ├─▶ app/{digest}.json, the body ─▶ the record, app
+    numbers, text, small arrays    in the body itself  ┘
 
 What did not change is not written again; what is no longer pointed to goes after the record has changed.
 """
@@ -22,6 +22,7 @@ from fleetfold import layout
 from fleetfold.coordinator.sources import header_of
 from fleetfold.errors import Unavailable
 from fleetfold.flower.lazy import Stored
+from fleetfold.flower.private import node_id
 from fleetfold.flower.records import content, parts, source
 from fleetfold.flower.state import Piece
 from fleetfold.fold.tensors import DTYPES, Tensors, elements_of, layout_of, write_header
@@ -94,14 +95,11 @@ class Shelf:
         }
 
     def keep(self, version: int, record: ArrayRecord) -> Arrays:
-        """Write a model of the run, if it is not one already. → its arrays, to be read where they lie."""
-        table = _table(record)
-        key = layout.model(self.run, version)
-        digest = hashlib.sha256()
-        tensors, records = table
+        """Write a model of the run. → its arrays, to be read where they lie."""
+        key, digest = layout.model(self.run, version), hashlib.sha256()
+        tensors, records = parts(RecordDict({NAME: record}))
         about = json.dumps({"run": self.run, "version": version, "records": records}).encode()
-        data = _file(tensors, about)
-        self._objects.put(key, _hashed(data, digest))
+        self._objects.put(key, _hashed(_file(tensors, about), digest))
         return self.model(version, digest.hexdigest())
 
     def model(self, version: int, digest: str) -> Arrays:
@@ -119,8 +117,13 @@ class Shelf:
         found = content(Stored(self._objects, key, header, digest), records)
         return next(iter(found.array_records.values()))
 
+    def chosen(self, key: str) -> frozenset[int] | None:
+        """Node ids of those whose answers a fold took; None: all of them."""
+        about = json.loads(header_of(self._objects, key).metadata or b"{}")
+        return frozenset(map(node_id, about["devices"])) if "devices" in about else None
+
     def refer(self, record: ArrayRecord) -> str:
-        """The key of the model of this run that a record is; "": of none, and none of what will be removed."""
+        """The key of the model of this run that a record is; "": of none. Others will be removed."""
         key = source(record)
         return key if key and key.startswith(layout.models(self.run)) else ""
 
@@ -144,7 +147,7 @@ class Shelf:
                 tensors: Tensors = {}
                 for tensor in header.tensors:
                     flat = np.empty(elements_of(tensor.shape), DTYPES[tensor.dtype])
-                    reader.read(tensor.start, memoryview(flat).cast("B"))
+                    reader.read(tensor.start, flat.view(np.uint8).data)
                     tensors[tensor.name] = flat
                 return tensors
         except KeyError:
@@ -155,14 +158,10 @@ class Shelf:
             self._objects.delete(key)
 
 
-def _table(record: ArrayRecord) -> tuple[Tensors, Any]:
-    return parts(RecordDict({NAME: record}))
-
-
 def _file(tensors: Tensors, about: bytes) -> Iterator[bytes | memoryview]:
     yield write_header(layout_of(tensors), about)
     for array in tensors.values():
-        yield memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+        yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def _hashed(data: Iterator[bytes | memoryview], digest: Any) -> Iterator[bytes | memoryview]:

@@ -8,6 +8,7 @@
 Known by whose methods they run, not by name: a subclass that aggregates itself does so.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -90,12 +91,29 @@ def aggregate(
         train_metrics_aggr_fn=lambda _, key: metrics_of(contents, key),
         _check_and_log_replies=lambda replies, is_train, validate=True: (replies, []),
     ):
-        return strategy.aggregate_train(round, [_mean(chosen[0], one)])
+        found: tuple[ArrayRecord | None, MetricRecord | None] = strategy.aggregate_train(
+            round, [_mean(chosen[0], one)]
+        )
+        return found
 
 
 def is_one_of_each(reply: Message) -> bool:
     """Whether it has one ArrayRecord and one MetricRecord, as those strategies ask."""
     return len(reply.content.array_records) == 1 == len(reply.content.metric_records)
+
+
+def usual(replies: Sequence[Message]) -> list[Message]:
+    """Those whose records have the names, and arrays the shapes, that most have; if undecided, the first."""
+    forms = [_form(reply) for reply in replies]
+    return [r for r, form in zip(replies, forms, strict=True) if form == Counter(forms).most_common(1)[0][0]]
+
+
+def _form(reply: Message) -> Any:
+    arrays = (
+        (k, tuple(a.shape)) for record in reply.content.array_records.values() for k, a in record.items()
+    )
+    metrics = (key for record in reply.content.metric_records.values() for key in record)
+    return tuple(map(str, reply.content)), frozenset(arrays), frozenset(metrics)
 
 
 def innermost(strategy: Strategy) -> Strategy:
