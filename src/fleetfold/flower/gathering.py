@@ -100,13 +100,13 @@ class Gathering:
             about = slip.message.metadata
             if (about.message_type, about.group_id) == kind:
                 taken.setdefault(about.dst_node_id, slip)
+        if busy.intersection(self._grid.letters.device(node) or "" for node in taken):
+            return
         number = self._grid.messenger.run().round + 1
         slips = list(taken.values())
         messages = [slip.message for slip in slips]
         try:
             batch = self._grid.letters.outgoing(number, messages, MARK)
-            if busy.intersection(each.device for each in batch):
-                return
             times = [slip.timeout for slip in slips if slip.timeout is not None]
             terms = self._grid.terms(messages, min(times) if times else None)
             self._grid.messenger.send(number, batch, terms)

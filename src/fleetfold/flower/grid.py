@@ -19,6 +19,7 @@ from fleetfold.coordinator.messenger import Messenger
 from fleetfold.errors import Unavailable
 from fleetfold.flower import private
 from fleetfold.flower.gathering import Gathering, is_gathered, number_of
+from fleetfold.flower.letters import Letters, turn_of
 from fleetfold.ports import Objects
 from fleetfold.round.state import ENDED, Phase, Round
 from fleetfold.settings import Settings
@@ -52,6 +53,7 @@ class FleetGrid(Grid):  # type: ignore[misc]
         self._number = 0  # of the newest exchange that the app's main thread has sent
         self._lock, self._owner = threading.RLock(), threading.get_ident()
         self._gathering: Gathering | None = None
+        self._lost: dict[str, Message] = {}  # answers to what was pushed to nobody
         private.identify(self.letters.run_id, private.SERVER)
 
     # As Flower has it
@@ -90,13 +92,16 @@ class FleetGrid(Grid):  # type: ignore[misc]
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Send them, and do not wait; where a device is still busy with another, wait for that."""
-        ids, _, _ = self._pushed(list(messages), None)
+        ids, _, errors = self._pushed(list(messages), None)
+        self._lost.update({error.metadata.reply_to_message_id: error for error in errors})
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """The answers to these that are there: once their exchange has ended, and then one to each, if only
         to say that there will be none."""
         wanted = set(message_ids)
+        if lost := [self._lost.pop(id) for id in wanted & self._lost.keys()]:
+            return lost
         numbers = sorted({number_of(id) for id in wanted})
         found = list[Message]()
 
@@ -244,7 +249,7 @@ class FleetGrid(Grid):  # type: ignore[misc]
         with self._lock:
             self._gathering = gathering = self._gathering or Gathering(self)
             slips = [gathering.add(message, timeout) for message in known]
-        return found + [gathering.answer(slip) for slip in slips]
+        return [*found, *(gathering.answer(slip) for slip in slips)]
 
     # Waiting
 
@@ -264,8 +269,8 @@ class FleetGrid(Grid):  # type: ignore[misc]
                 time.sleep(0.0005)  # another thread gets the lock
 
     def _hopeless(self) -> str:
-        """Why there is no use in going on: too many exchanges in a row have failed, and one of them since this
-        process began."""
+        """Why there is no use in going on: too many exchanges in a row have failed, of which one was sent
+        since this process began."""
         return self.messenger.hopeless() if self.messenger.run().round > self._found else ""
 
     def ended(self, number: int) -> bool:

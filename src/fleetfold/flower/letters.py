@@ -32,6 +32,7 @@ class Letters:
         self.run_id, self.contents = private.run_id(run), Contents(objects, run)
         self._objects, self._fingerprint, self._fleet = objects, fingerprint, fleet
         self._names: dict[int, str] = {}
+        self._lost = 0
         self._alive: dict[int, WeakSet[Stored]] = defaultdict(WeakSet)
 
     def node(self, device: str) -> int:
@@ -72,14 +73,16 @@ class Letters:
 
     def nobody(self, messages: Sequence[Message]) -> list[Message]:
         """Errors in answer to messages to nodes that are none."""
-        self.name(messages, 0)
-        whys = [f"there is no node {m.metadata.dst_node_id} in the fleet" for m in messages]
-        return [
-            Message(Error(private.UNAVAILABLE, why), reply_to=m)
-            for m, why in zip(messages, whys, strict=True)
-        ]
+        errors = []
+        for message in messages:
+            self._lost += 1
+            private.named(message, f"0.{self._lost}", self.run_id)
+            why = f"there is no node {message.metadata.dst_node_id} in the fleet"
+            errors.append(Message(Error(private.UNAVAILABLE, why), reply_to=message))
+        return errors
 
     def name(self, messages: Sequence[Message], number: int, mark: str = "") -> None:
+        """Give each the id by which its answer is found."""
         for place, message in enumerate(messages):
             private.named(message, f"{number}.{place}{mark}", self.run_id)
 
