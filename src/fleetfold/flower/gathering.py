@@ -36,7 +36,7 @@ class Sender(Protocol):
 
     def terms(self, messages: Sequence[Message], timeout: float | None) -> Terms: ...
 
-    def answers(self, number: int, *, everybody: bool = False) -> list[Message]: ...
+    def found(self, number: int, *, everybody: bool = False) -> list[Message]: ...
 
     def ended(self, number: int) -> bool: ...
 
@@ -85,7 +85,7 @@ class Gathering:
         if slip.failed:
             raise slip.failed
         if slip.id not in self._answers:
-            for found in self._grid.answers(number_of(slip.id), everybody=True):
+            for found in self._grid.found(number_of(slip.id), everybody=True):
                 self._answers[found.metadata.reply_to_message_id] = found
         return self._answers.pop(slip.id)
 

@@ -110,7 +110,7 @@ class FleetGrid(Grid):  # type: ignore[misc]
                 message
                 for number in numbers
                 if self.ended(number)
-                for message in self.answers(number, everybody=True)
+                for message in self.found(number, everybody=True)
                 if message.metadata.reply_to_message_id in wanted
             ]
             return bool(found)
@@ -125,40 +125,54 @@ class FleetGrid(Grid):  # type: ignore[misc]
             return self._gathered(listed, timeout)
         _, numbers, found = self._pushed(listed, timeout, spares=True)
         for number in numbers:
-            self.wait(number)
             found += self.answers(number)
         return found
 
     # For what knows of exchanges (start.py)
 
-    def begin(self, number: int) -> None:
-        """The next exchange of the app is that one."""
+    @property
+    def next(self) -> int:
+        """The number of the exchange that the app's main thread sends next; other threads' are passed over."""
+        number = self._number + 1
+        while self.messenger.round(number) and is_gathered(self.messenger.batch(number).sent[0]):
+            number += 1
+        return number
+
+    @next.setter
+    def next(self, number: int) -> None:
         self._number = number - 1
 
-    def exchange(self, messages: Sequence[Message], terms: Terms, *, spares: bool = False) -> int:
-        """Open the app's next exchange, or find it on record, and then the record counts. At most one message
-        to a device, all of which are known. `spares`: ask others besides, as the run has it. → its number."""
+    def send(self, messages: Sequence[Message], terms: Terms, *, spares: bool = True) -> int:
+        """Open exchange `next`, or find it on record, and then the record counts. At most one message to a
+        device, all of which are known; where they are busy, wait for that. It is waited for them no longer
+        than the run's deadline and their own. `spares`: have others asked besides, as the run has it. → its
+        number."""
         with self._lock:
-            number = self._number = self._following()
+            number = self._number = self.next
             if self.messenger.round(number) is None:
                 self.letters.contents.fresh()
                 batch = self.letters.outgoing(number, messages)
                 extra = self._spares(batch, messages) if spares else []
-                self.until(lambda: not self.messenger.busy().intersection(o.device for o in batch))
-                wanted = len(batch) if extra else 0
-                self.messenger.send(number, [*batch, *extra], replace(terms, wanted=wanted))
+                self.until(lambda: not self.messenger.busy().intersection(each.device for each in batch))
+                timeout = min(terms.timeout, self._patience(messages))
+                terms = replace(terms, timeout=timeout, wanted=len(batch) if extra else 0)
+                self.messenger.send(number, [*batch, *extra], terms)
                 self.letters.contents.fresh()
             return number
 
     def terms(self, messages: Sequence[Message], timeout: float | None) -> Terms:
-        """For a batch of messages: how long it is waited for them, and what people are told they are."""
-        now = self._clock()
-        left = max((m.metadata.created_at + m.metadata.ttl - now for m in messages), default=0.0)
-        waited = min(self.settings.deadline, math.inf if timeout is None else timeout, max(left, 0.0))
-        first = messages[0]
+        """Of messages of which nothing is known but themselves."""
+        waited = self._patience(messages)
         return Terms(
-            timeout=waited, label=first.metadata.message_type, turn=turn_of(first)
+            timeout=waited if timeout is None else min(timeout, waited),
+            label=messages[0].metadata.message_type, turn=turn_of(messages[0]),
         )  # fmt: skip
+
+    def answers(self, number: int) -> list[Message]:
+        """Wait until the exchange has ended. → its answers by seat, and errors for those that were refused;
+        of one that failed an error for each."""
+        self.wait(number)
+        return self.found(number)
 
     def wait(self, number: int) -> Round:
         """Until the exchange has ended, well or not. Raises Unavailable when too many in a row have not."""
@@ -169,9 +183,9 @@ class FleetGrid(Grid):  # type: ignore[misc]
             raise Unavailable(why)
         return round
 
-    def answers(self, number: int, *, everybody: bool = False) -> list[Message]:
-        """The answers of an exchange that has ended, by seat, and errors for those that were refused; of one
-        that failed an error for each. `everybody`: an error also for those that were not waited for."""
+    def found(self, number: int, *, everybody: bool = False) -> list[Message]:
+        """What `answers` says of an exchange that has ended. `everybody`: an error also for those that were
+        not waited for."""
         round = self.messenger.round(number)
         assert round is not None
         sent = {each.device: each.message for each in self.messenger.batch(number).sent}
@@ -207,7 +221,7 @@ class FleetGrid(Grid):  # type: ignore[misc]
             layers[at].append(message)
         numbers = []
         for layer in layers:
-            numbers.append(self.exchange(layer, self.terms(layer, timeout), spares=spares))
+            numbers.append(self.send(layer, self.terms(layer, timeout), spares=spares))
             self.letters.name(layer, numbers[-1])
         errors = self.letters.nobody(lost)
         return [m.metadata.message_id for m in messages], numbers, errors
@@ -219,12 +233,10 @@ class FleetGrid(Grid):  # type: ignore[misc]
             (known if self.letters.device(message.metadata.dst_node_id) else lost).append(message)
         return known, lost
 
-    def _following(self) -> int:
-        """The number of the main thread's next exchange: those of other threads are passed over."""
-        number = self._number + 1
-        while self.messenger.round(number) and is_gathered(self.messenger.batch(number).sent[0]):
-            number += 1
-        return number
+    def _patience(self, messages: Sequence[Message]) -> float:
+        """Seconds for which answers are waited for: by the run's deadline, or until all would be too old."""
+        ends: list[float] = [m.metadata.created_at + m.metadata.ttl for m in messages]
+        return min(self.settings.deadline, max(max(ends) - self._clock(), 0.0))
 
     def _spares(self, batch: Sequence[Outgoing], messages: Sequence[Message]) -> list[Outgoing]:
         """Others who are asked the same, where all are asked the same to train."""
