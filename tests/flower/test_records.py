@@ -122,6 +122,15 @@ def test_an_array_of_another_kind_goes_as_its_bytes() -> None:
     assert_same(there_and_back(content), content)
 
 
+def test_an_array_of_older_clients_says_nothing_of_itself_and_is_a_tensor_all_the_same() -> None:
+    old = Array("", (), "numpy.ndarray", Array(np.asfortranarray(np.ones((2, 3), np.float32))).data)
+    content = RecordDict({"fitins.parameters": ArrayRecord({"0": old})})
+    tensors, _ = records.parts(content)
+    assert tensors["0"].shape == (2, 3)
+    assert_same(there_and_back(content), content)
+    assert_same(there_and_back(there_and_back(content)), content)
+
+
 def test_large_bytes_and_long_configs_do_not_go_with_the_message() -> None:
     content = RecordDict(
         {
@@ -246,7 +255,7 @@ def test_the_digest_of_what_is_stored_is_read_once(objects: Any, model: RecordDi
         [["metrics", "m", [["a", "text"]]]], [["metrics", "m", [["a", {"q": 1}]]]],
         [["config", "c", [["a", {"t": "nothing"}]]]], [["config", "c", [["a", {"b": "%%%"}]]]],
         [["config", "c", [["a", {"t": "0"}], ["b", {"t": "0"}]]]],
-        [["arrays", "a", "", {"0": "Q"}]], [["arrays", "a", "", {"0": ["float32", [2], "numpy.ndarray"]}]],
+        [["arrays", "a", "", {"0": "Q"}]], [["arrays", "a", "", {"0": {"stype": "numpy.ndarray"}}]],
         [["metrics", "m", []]] * 2000,
         [["metrics", "m", [["a", [[[1]]]]]]],
     ],
@@ -259,7 +268,8 @@ def test_what_is_no_content_is_refused_in_one_sentence(rest: Any) -> None:
 def test_bytes_that_say_they_are_an_array_are_looked_at() -> None:
     huge = b"\x93NUMPY\x01\x00" + (118).to_bytes(2, "little")
     huge += b"{'descr': '<c16', 'fortran_order': False, 'shape': (99999999999,), }".ljust(117) + b"\n"
-    rest = [["arrays", "a", "", {"0": ["complex128", [99999999999], "numpy.ndarray"]}]]
+    odd = {"dtype": "complex128", "shape": [99999999999], "stype": "numpy.ndarray"}
+    rest = [["arrays", "a", "", {"0": odd}]]
     with pytest.raises(BadUpdate):
         records.content({"0": np.frombuffer(huge, np.uint8)}, rest)
 

@@ -90,12 +90,24 @@ def _aligned(length: int) -> NDArray[np.uint8]:
 class LazyArray(Array):  # type: ignore[misc]
     """An Array of numpy's whose data is a view, or lies in a stored object. Untouched until `data` is set."""
 
-    def __init__(self, at: "NDArray[Any] | tuple[Stored, Tensor]", *, fortran: bool = False) -> None:
-        dtype = at.dtype if isinstance(at, np.ndarray) else DTYPES[at[1].dtype]
+    def __init__(
+        self, at: "NDArray[Any] | tuple[Stored, Tensor]", *, fortran: bool = False, dtype: str | None = None,
+        shape: tuple[int, ...] | None = None,
+    ) -> None:  # fmt: skip
+        """`dtype`, `shape`: what it is to say of itself, where that is not what it is."""
+        self.__dict__.update(_at=at, fortran=fortran, stype=NPY)
+        plain = self.plain
         self.__dict__.update(
-            dtype=str(dtype), shape=tuple(at.shape if isinstance(at, np.ndarray) else at[1].shape), stype=NPY,
-            _at=at, fortran=fortran,
-        )  # fmt: skip
+            dtype=plain[0] if dtype is None else dtype, shape=plain[1] if shape is None else shape
+        )
+
+    @property
+    def plain(self) -> tuple[str, tuple[int, ...]]:
+        """(dtype, shape) of its numbers."""
+        at: NDArray[Any] | tuple[Stored, Tensor] = self.__dict__["_at"]
+        if isinstance(at, np.ndarray):
+            return str(at.dtype), tuple(at.shape)
+        return str(DTYPES[at[1].dtype]), tuple(at[1].shape)
 
     @property
     def origin(self) -> tuple[Stored, Tensor] | None:

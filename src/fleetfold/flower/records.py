@@ -36,15 +36,23 @@ EXAMPLES = "num-examples"
 """The metric by which Flower's strategies weigh, if they are not told otherwise."""
 SPILLED = "json"
 """The name of the tensor of what had no room."""
-Odd = tuple[str, tuple[int, ...], str] | str
-"""What a tensor does not say of its array. "F": in the order of Fortran; (dtype, shape, stype): data of a
-kind that tensors here do not have."""
+
+
+class _Odd(Struct, frozen=True, omit_defaults=True):
+    """What a tensor does not say of its array. With an `stype` its bytes are data of that kind, as they are;
+    else they are numbers, in the order of Fortran or not, and the array says that dtype and shape of itself
+    (older clients' say none)."""
+
+    fortran: bool = False
+    dtype: str | None = None
+    shape: tuple[int, ...] | None = None
+    stype: str | None = None
 
 
 class _Arrays(Struct, array_like=True, tag="arrays"):
     name: str
     prefix: str = ""  # of its tensors' names
-    odd: dict[str, Odd] = field(default_factory=dict)
+    odd: dict[str, _Odd] = field(default_factory=dict)
 
 
 class _Metrics(Struct, array_like=True, tag="metrics"):
@@ -159,7 +167,7 @@ def _table(content: RecordDict, *, flat: bool, touch: bool) -> tuple[Tensors, _T
 def _seen(array: Array) -> tuple[NDArray[Any], bool] | None:
     """(the numbers, whether they lie in Fortran's order); None where a tensor cannot have them."""
     found = npy_view(array.data) if array.stype == NPY else None
-    if found is None or (str(found[0].dtype), found[0].shape) != (array.dtype, tuple(array.shape)):
+    if found is None:
         return None
     plain = found[0].dtype.byteorder in "=|<" and code_of(found[0]) is not None and found[0].dtype != BF16
     return found if plain else None
@@ -172,13 +180,17 @@ def _tensor(array: Array) -> NDArray[Any]:
     return found[0] if found else np.frombuffer(array.data, np.uint8)
 
 
-def _odd(array: Array) -> Odd | None:
+def _odd(array: Array) -> _Odd | None:
+    dtype, shape = str(array.dtype), tuple(array.shape)
     if isinstance(array, LazyArray) and array.is_untouched:
-        return "F" if array.fortran else None
-    found = _seen(array)
-    if found is None:
-        return str(array.dtype), tuple(array.shape), str(array.stype)
-    return "F" if found[1] else None
+        seen, fortran = array.plain, array.fortran
+    elif (found := _seen(array)) is not None:
+        seen, fortran = (str(found[0].dtype), found[0].shape), found[1]
+    else:
+        return _Odd(dtype=dtype, shape=shape, stype=str(array.stype))
+    if seen != (dtype, shape):
+        return _Odd(fortran, dtype, shape)
+    return _Odd(fortran) if fortran else None
 
 
 def _encoded(value: Any, tensors: Tensors) -> Any:
@@ -256,21 +268,17 @@ def _content(tensors: Tensors | Stored, records: Any) -> RecordDict:
     return found
 
 
-def _array(rest: _Rest, name: str, odd: Odd | None) -> Array:
-    if odd is None or odd == "F":
-        lazy = LazyArray(rest.take(name), fortran=odd == "F")
-        if lazy.dtype == str(BF16):
+def _array(rest: _Rest, name: str, odd: _Odd | None) -> Array:
+    odd = odd or _Odd()
+    if odd.stype is None:
+        lazy = LazyArray(rest.take(name), fortran=odd.fortran, dtype=odd.dtype, shape=odd.shape)
+        if lazy.plain[0] == str(BF16):
             raise ValueError(f"array {name[:80]!r}: bfloat16 is no type of numpy's")
         return lazy
-    if isinstance(odd, str):
-        raise ValueError(f"array {name[:80]!r}: {odd[:20]!r}")
-    dtype, shape, stype = odd
     data = rest.bytes(name)
-    if stype == NPY:
-        seen = npy_view(data)
-        if seen is None or (str(seen[0].dtype), seen[0].shape) != (dtype, shape):
-            raise ValueError(f"array {name[:80]!r} is none of numpy's")
-    return Array(dtype, shape, stype, data)
+    if odd.stype == NPY and npy_view(data) is None:
+        raise ValueError(f"array {name[:80]!r} is none of numpy's")
+    return Array(odd.dtype or "", odd.shape or (), odd.stype, data)
 
 
 def _decoded(value: Any, rest: _Rest) -> Any:
