@@ -160,6 +160,11 @@ class FleetGrid(Grid):  # type: ignore[misc]
                 self.letters.contents.fresh()
             return number
 
+    def is_batch(self, messages: Sequence[Message]) -> bool:
+        """Whether they can go in one exchange."""
+        nodes = [message.metadata.dst_node_id for message in messages]
+        return len(set(nodes)) == len(nodes) and all(map(self.letters.device, nodes))
+
     def terms(self, messages: Sequence[Message], timeout: float | None) -> Terms:
         """Of messages of which nothing is known but themselves."""
         waited = self._patience(messages)
@@ -200,10 +205,10 @@ class FleetGrid(Grid):  # type: ignore[misc]
                 found.setdefault(device, self.letters.error(asked, private.NO_REPLY, why))
         return list(found.values())
 
-    def retire(self, before: int) -> None:
-        """Nobody will ask for exchanges before that one again: what they left is removed, but for arrays that
-        the app still has."""
-        self.messenger.retire(before, self.letters.held(before))
+    def retire(self, before: int, *, after: int = 0) -> None:
+        """Nobody will ask for exchanges before that one and after the other again: what they left is removed,
+        but for arrays that the app still has."""
+        self.messenger.retire(before, self.letters.held(before), after=after)
 
     # Sending
 
