@@ -190,7 +190,7 @@ class Messenger:
 
     def hopeless(self, since: int = 0) -> str:
         """Why there is no use in going on; "" while there is: so many exchanges in a row have failed, of
-        those that the app calls the same, the last after number `since`. What one device says of it is told."""
+        those that the app calls the same, the last after number `since`. It tells what a device says."""
         run = self.run()
         numbers = range(run.round, max(0, run.round - CALLED * run.settings.patience), -1)
         last = [found[0] for n in numbers if (found := self._found(n)) and found[0].phase in ENDED]
