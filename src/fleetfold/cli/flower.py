@@ -53,6 +53,9 @@ def run(
     aws: Annotated[bool, Parameter(help="on the devices of a stack on AWS", negative="")] = False,
     stack: Annotated[str, Parameter(help="with --aws: which stack, if this machine knows several")] = "",
     resume: Annotated[str | None, Parameter(help="go on with this run, or the `latest`")] = None,
+    no_fast_path: Annotated[
+        bool, Parameter(help="aggregate as Flower does, also where our fold comes to the same", negative="")
+    ] = False,
     json: Annotated[
         bool, Parameter(help="print one JSON object an exchange instead of the table", negative="")
     ] = False,
@@ -101,7 +104,7 @@ def run(
         terminal().print(explained(settings, places))
         return 0
     with _apart(json):
-        prepared = flower_run.prepare(found, config, settings)
+        prepared = flower_run.prepare(found, config, settings, fold=not no_fast_path)
     give = None
     place: Place | None = None
     if hub and aws:
