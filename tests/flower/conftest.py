@@ -1,4 +1,4 @@
-"""Where flwr is not installed nothing of this folder is collected: `make test-flower` has environments with it."""
+"""Where there is no flwr nothing here is collected; `make test-flower` has environments with it."""
 
 import os
 from importlib.util import find_spec

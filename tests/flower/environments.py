@@ -1,4 +1,4 @@
-"""Where Flower is installed, with pip alone and every version pinned; its own pins clash with ours, so it is apart.
+"""Where Flower is installed, every version pinned; its own pins clash with ours, so it is apart.
 
 .venv-flower          the newest flwr that resolves with what there is
 .venv-flower-oldest   the oldest that we claim; its `flwr new` still writes Flower's example apps, offline
