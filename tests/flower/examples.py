@@ -2,8 +2,8 @@
 
     write("sklearn", folder)  ─▶  folder/example: what Flower wrote, but for its data set
 
-They load theirs from a service. Of task.py's top level what is named in DATA_SET is taken out, and the part of
-ours put there; not another line of the app is touched, and no line of it is kept here.
+They load theirs from a service. Of task.py's top level what is named in DATA_SET is taken out, and our part
+put there; not another line of the app is touched, and no line of it is kept here.
 """
 
 import ast
