@@ -195,12 +195,12 @@ class Messenger:
             return ""
         return f"{len(failed)} exchanges in a row failed; the last: {failed[-1].reason}"
 
-    def retire(self, before: int, keep: Iterable[str] = ()) -> None:
-        """Remove contents and answers of exchanges before that number, but for objects in `keep`: nobody
-        will ask for them again."""
+    def retire(self, before: int, keep: Iterable[str] = (), *, after: int = 0) -> None:
+        """Remove contents and answers of exchanges before that number and after the other, but for objects in
+        `keep`: nobody will ask for them again."""
         kept = frozenset(keep)
         number = before - 1
-        while number > 0 and (found := self._found(number)):
+        while number > after and (found := self._found(number)):
             where, round = place(found[0]), found[0]
             updates = self._objects.list(layout.updates(where))
             contents = {s.content for s in self._batch(round.batch).sent} if updates else set[str]()
