@@ -61,14 +61,20 @@ def load_data(partition_id, num_clients):
 
 def write(framework: str, folder: Path) -> Path:
     """`flwr new`, with the data on disk. The app's folder."""
-    words = ["new", "example", "--framework", framework, "--username", "somebody"]
-    subprocess.run([program("oldest", "flwr"), *words], cwd=folder, check=True, capture_output=True)
-    app = folder / "example"
+    app = generated(framework, folder)
     task = app / "example/task.py"
     task.write_text(without(task.read_text(), DATA_SET[framework]) + ON_DISK[framework])
     x, y = data(framework)
     np.savez(task.with_name("data.npz"), x=x, y=y)
     return app
+
+
+def generated(framework: str, folder: Path) -> Path:
+    """`flwr new` alone: the app as Flower wrote it."""
+    folder.mkdir(exist_ok=True)
+    words = ["new", "example", "--framework", framework, "--username", "somebody"]
+    subprocess.run([program("oldest", "flwr"), *words], cwd=folder, check=True, capture_output=True)
+    return folder / "example"
 
 
 def without(text: str, names: tuple[str, ...]) -> str:
