@@ -1,4 +1,4 @@
-"""Runs of a Flower app as a person begins them: `fleetfold flower run`, on workers here or over a hub's MQTT."""
+"""Runs of a Flower app as a person begins them, `fleetfold flower run`: on workers here, or over MQTT."""
 
 import os
 import subprocess
@@ -20,11 +20,8 @@ def locally(app: Path, home: Path, devices: int, *words: str) -> str:
 
 def over_mqtt(fleet: Fleet, app: Path, *words: str) -> str:
     """`fleetfold flower run APP --hub`, to the agents of that fleet. → what it said"""
-    return _said(
-        [PROGRAM, "flower", "run", str(app), "--hub", *words],
-        fleet.environment | {"NO_COLOR": "1"},
-        fleet.folder,
-    )
+    command = [PROGRAM, "flower", "run", str(app), "--hub", *words]
+    return _said(command, fleet.environment | {"NO_COLOR": "1"}, fleet.folder)
 
 
 def _said(command: list[str], environment: dict[str, str], folder: Path) -> str:

@@ -18,7 +18,7 @@ def test_the_pytorch_example_trains_its_network(tmp_path: Path) -> None:
     app = examples.write("PyTorch", tmp_path)
     locally(app, tmp_path, DEVICES)
     model = torch.load(tmp_path / "final_model.pt")
-    assert [tuple(tensor.shape) for tensor in model.values()][0] == (6, 3, 5, 5)
+    assert next(tuple(tensor.shape) for tensor in model.values()) == (6, 3, 5, 5)
     assert all(bool(torch.isfinite(tensor).all()) for tensor in model.values())
 
 
