@@ -266,7 +266,8 @@ def pieces_stored(strategy: strategy_module.Strategy) -> dict[str, Piece]:
 def every_strategy() -> list[Callable[[], strategy_module.Strategy]]:
     s = strategy_module
     plain = [
-        s.FedAvg, s.FedAvgM, s.FedAdagrad, s.FedAdam, s.FedYogi, s.FedProx, lambda: s.QFedAvg(client_learning_rate=0.1), s.FedMedian,
+        s.FedAvg, s.FedAvgM, s.FedAdagrad, s.FedAdam, s.FedYogi, s.FedProx, s.FedMedian,
+        lambda: s.QFedAvg(client_learning_rate=0.1),
         s.FedTrimmedAvg, s.Krum, s.MultiKrum, s.Bulyan, s.FedXgbBagging, s.FedXgbCyclic,
     ]  # fmt: skip
     wrapped = [
@@ -386,7 +387,7 @@ def test_the_accountant_of_a_private_run_goes_on_with_what_was_spent() -> None:
 
 
 class Spending:
-    """As much of an accountant as the wrapper asks for when it is made; the real one needs another library."""
+    """As much of an accountant as the wrapper asks for; the real one needs another library."""
 
     def __init__(self, config: Any) -> None:
         self.config, self.spent, self._lock = config, [], threading.Lock()

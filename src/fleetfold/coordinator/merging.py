@@ -106,7 +106,7 @@ def _finite_in(reader: Reader, start: int, stop: int, dtype: "np.dtype[np.generi
 def _folded(
     objects: Objects, round: Round, arrivals: Sequence[Arrival], weights: Sequence[float], terms: Terms,
     model: Header, key: str, site: Site,
-) -> Fold:  # fmt: skip
+) -> Fold | None:  # fmt: skip
     plain = [replace(arrival, base=0) for arrival in arrivals]
     about: dict[str, Any] = {"run": round.run, "round": round.number}
     with opened(objects, round.run, 0, plain, weights, model) as (sources, bases):
@@ -117,6 +117,8 @@ def _folded(
             apart = rounded(measured(sources, model, distances, recipe))
             keep = 1 if terms.fold == "krum" else terms.kept
             kept = multi_krum(apart, terms.byzantine, keep)
+            if not sum(weights[k] for k in kept) > 0:
+                return None
             sources = [sources[k] for k in kept]
             about["devices"] = [arrivals[k].device for k in kept]
         header = write_header(model.layout, msgspec.json.encode(about))
