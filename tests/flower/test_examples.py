@@ -8,10 +8,10 @@ import pytest
 from tests.flower import examples
 from tests.flower.running import locally
 
-pytestmark = pytest.mark.fleet
 DEVICES = 10
 
 
+@pytest.mark.fleet
 def test_the_pytorch_example_trains_its_network(tmp_path: Path) -> None:
     import torch
 
@@ -32,6 +32,7 @@ def test_the_scikit_learn_example_learns_digits(tmp_path: Path) -> None:
     assert float(np.mean(model.predict(x) == y)) > 0.8
 
 
+@pytest.mark.fleet
 def test_the_xgboost_example_grows_its_trees(tmp_path: Path) -> None:
     import xgboost
 
@@ -43,6 +44,7 @@ def test_the_xgboost_example_grows_its_trees(tmp_path: Path) -> None:
     assert float(np.mean((trees.predict(xgboost.DMatrix(x)) > 0.5) == y)) > 0.9
 
 
+@pytest.mark.fleet
 @pytest.mark.parametrize("framework", examples.DATA_SET)
 def test_of_an_example_only_what_loads_its_data_is_another(framework: str, tmp_path: Path) -> None:
     theirs = examples.generated(framework, tmp_path / "theirs")
