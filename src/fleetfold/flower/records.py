@@ -110,7 +110,7 @@ def stored_of(record: ArrayRecord) -> Stored | None:
 
 
 def stored_parts(content: RecordDict) -> tuple[Stored, Any] | None:
-    """The same of a content whose tensors are a stored object, of which nothing is read; None: they are not."""
+    """The same of a content whose tensors are a stored object, which is not read; None: they are not."""
     arrays = list(content.array_records.values())
     stored = stored_of(arrays[0]) if len(arrays) == 1 and _is_flat(content) else None
     if stored is None:
