@@ -1,9 +1,13 @@
-"""These tests need Flower: where there is none, they are passed over (`make test-flower` sets it up)."""
+"""Where there is no flwr nothing here is collected; `make test-flower` has environments with it."""
 
+import os
 import warnings
 from importlib.util import find_spec
 
-collect_ignore_glob = [] if find_spec("flwr") else ["*.py"]
+from tests.flower.environments import OFFLINE
+
+collect_ignore_glob = [] if find_spec("flwr") else ["test_*.py"]
+os.environ.update(OFFLINE)
 if find_spec("flwr"):
     from fleetfold.flower import private
 

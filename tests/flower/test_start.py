@@ -192,7 +192,7 @@ def test_a_run_that_dies_again_and_again_comes_to_its_end() -> None:
     expected = ours(main, Field(client()))
     field = Field(client())
     lives = 0
-    while dying(main, field, 9 + lives % 7):
+    while dying(main, field, 30 + lives % 7):
         lives += 1
         assert lives < 200
     result = ours(main, field)
@@ -246,7 +246,7 @@ def test_two_phases_of_one_app_are_told_apart() -> None:
         return second.start(grid, first.arrays, num_rounds=2, evaluate_fn=scored)
 
     expected = ours(main, Field(client()))
-    for at in range(2, 400, 7):
+    for at in range(2, 2000, 37):
         field = Field(client())
         if not dying(main, field, at):
             break
@@ -264,7 +264,7 @@ def test_a_strategy_goes_from_phase_to_phase_with_what_it_has() -> None:
         return strategy.start(grid, first.arrays, num_rounds=1)
 
     expected = ours(main, Field(client()))
-    for at in range(1, 400, 3):
+    for at in range(1, 2000, 29):
         field = Field(client())
         if not dying(main, field, at):
             break

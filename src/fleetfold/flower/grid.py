@@ -6,6 +6,7 @@ Exchanges are numbered in the order in which the app sends them, so that an app 
 death, and sends them again, is answered from the record. What threads send: gathering.py.
 """
 
+import gc
 import math
 import threading
 import time
@@ -82,7 +83,7 @@ class FleetGrid(Grid):  # type: ignore[misc]
         found = list[str]()
 
         def enough() -> bool:
-            if why := self._hopeless():
+            if why := self.hopeless():
                 raise Unavailable(why)
             found[:] = self.messenger.devices()
             return len(found) >= self.settings.available
@@ -184,7 +185,7 @@ class FleetGrid(Grid):  # type: ignore[misc]
         self.until(lambda: self.ended(number))
         round = self.messenger.round(number)
         assert round is not None
-        if round.phase is Phase.FAILED and (why := self._hopeless()):
+        if round.phase is Phase.FAILED and (why := self.hopeless()):
             raise Unavailable(why)
         return round
 
@@ -208,7 +209,10 @@ class FleetGrid(Grid):  # type: ignore[misc]
     def retire(self, before: int, *, after: int = 0) -> None:
         """Nobody will ask for exchanges before that one and after the other again: what they left is removed,
         but for arrays that the app still has."""
-        self.messenger.retire(before, self.letters.held(before), after=after)
+        if held := self.letters.held(before):
+            gc.collect()  # Flower's records are in cycles, and live on for a while
+            held = self.letters.held(before)
+        self.messenger.retire(before, held, after=after)
 
     # Sending
 
@@ -285,10 +289,10 @@ class FleetGrid(Grid):  # type: ignore[misc]
             if self._gathering:
                 time.sleep(0.0005)  # another thread gets the lock
 
-    def _hopeless(self) -> str:
+    def hopeless(self) -> str:
         """Why there is no use in going on: too many exchanges in a row have failed, of which one was sent
         since this process began."""
-        return self.messenger.hopeless() if self.messenger.run().round > self._found else ""
+        return self.messenger.hopeless(self._found)
 
     def ended(self, number: int) -> bool:
         round = self.messenger.round(number)
