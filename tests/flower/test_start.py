@@ -18,7 +18,7 @@ from fleetfold.adapters.faults import Died, Faults, simulated_death
 from fleetfold.errors import BadConfig, Unavailable
 from fleetfold.flower.checkpoint import Shelf
 from fleetfold.flower.grid import FleetGrid
-from fleetfold.flower.start import Durable, install
+from fleetfold.flower.start import Durable, installed
 from fleetfold.ports import fetch
 from fleetfold.round.state import Phase
 from tests.flower import field as fields
@@ -95,11 +95,9 @@ def ours(main: Main, field: Field, *, fold: bool = True, keep: int = 2) -> Resul
     random.seed(1)
     np.random.seed(1)
     shelf = Shelf("r", field.objects, field.records)
-    undo = install(Durable(shelf, fold=fold, keep=keep))
-    try:
-        return main(field.grid())
-    finally:
-        undo()
+    grid = field.grid()
+    with installed(Durable(shelf, grid, fold=fold, keep=keep)):
+        return main(grid)
 
 
 def dying(main: Main, field: Field, at: int) -> bool:
@@ -349,12 +347,9 @@ def test_a_start_of_the_users_own_is_his() -> None:
 
 def test_another_process_that_has_gone_on_is_not_overtaken() -> None:
     field = Field(client())
-    slow = Durable(Shelf("r", field.objects, field.records))
+    grid = field.grid()
+    slow = Durable(Shelf("r", field.objects, field.records), grid)
     main = main_of(flower.FedAvg, rounds=1)
     ours(main, field)
-    undo = install(slow)
-    try:
-        with pytest.raises(Unavailable, match="another process has gone on"):
-            main(field.grid())
-    finally:
-        undo()
+    with installed(slow), pytest.raises(Unavailable, match="another process has gone on"):
+        main(grid)
