@@ -6,6 +6,7 @@ Exchanges are numbered in the order in which the app sends them, so that an app 
 death, and sends them again, is answered from the record. What threads send: gathering.py.
 """
 
+import gc
 import math
 import threading
 import time
@@ -54,6 +55,7 @@ class FleetGrid(Grid):  # type: ignore[misc]
         self._lock, self._owner = threading.RLock(), threading.get_ident()
         self._gathering: Gathering | None = None
         self._lost: dict[str, Message] = {}  # answers to what was pushed to nobody
+        self.alone: Callable[[], None] = lambda: None  # hears that the app itself sends something
         private.identify(self.letters.run_id, private.SERVER)
 
     # As Flower has it
@@ -160,6 +162,11 @@ class FleetGrid(Grid):  # type: ignore[misc]
                 self.letters.contents.fresh()
             return number
 
+    def is_batch(self, messages: Sequence[Message]) -> bool:
+        """Whether they can go in one exchange."""
+        nodes = [message.metadata.dst_node_id for message in messages]
+        return len(set(nodes)) == len(nodes) and all(map(self.letters.device, nodes))
+
     def terms(self, messages: Sequence[Message], timeout: float | None) -> Terms:
         """Of messages of which nothing is known but themselves."""
         waited = self._patience(messages)
@@ -200,10 +207,13 @@ class FleetGrid(Grid):  # type: ignore[misc]
                 found.setdefault(device, self.letters.error(asked, private.NO_REPLY, why))
         return list(found.values())
 
-    def retire(self, before: int) -> None:
-        """Nobody will ask for exchanges before that one again: what they left is removed, but for arrays that
-        the app still has."""
-        self.messenger.retire(before, self.letters.held(before))
+    def retire(self, before: int, *, after: int = 0) -> None:
+        """Nobody will ask for exchanges before that one and after the other again: what they left is removed,
+        but for arrays that the app still has."""
+        if held := self.letters.held(before):
+            gc.collect()  # Flower's records are in cycles, and live on for a while
+            held = self.letters.held(before)
+        self.messenger.retire(before, held, after=after)
 
     # Sending
 
@@ -212,6 +222,7 @@ class FleetGrid(Grid):  # type: ignore[misc]
     ) -> tuple[list[str], list[int], list[Message]]:
         """→ (id of each, the exchanges that they went in, errors for those that nobody can be sent). A second
         message to the same device goes in an exchange after the first."""
+        self.alone()
         known, lost = self._known(messages)
         layers: list[list[Message]] = []
         for message in known:
@@ -256,6 +267,7 @@ class FleetGrid(Grid):  # type: ignore[misc]
 
     def _gathered(self, messages: Sequence[Message], timeout: float | None) -> list[Message]:
         """Sent by another thread than the app's main one: each has an answer, be it an error."""
+        self.alone()
         known, lost = self._known(messages)
         found = self.letters.nobody(lost)
         with self._lock:
