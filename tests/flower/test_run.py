@@ -58,7 +58,7 @@ def test_an_app_runs_as_it_is_and_says_what_came_of_it(desk: Desk) -> None:
     lines = said.splitlines()
     assert lines[-1].startswith("accuracy 0.500 · rounds 3 · seconds")
     assert [line for line in lines if line.startswith("round 3/3 evaluate done")]
-    assert [line for line in lines if line.startswith("round 3/3 test; loss –, accuracy 0.300")]
+    assert [line for line in lines if line.startswith("round 3/3") and "accuracy 0.300" in line]
     assert ends(said)
     assert "Starting FedAdam" in (desk.folder / "home/runs/app-1/server.log").read_text()
     assert (desk.folder / "home/runs/app-1/models/000003.safetensors").exists()
@@ -138,7 +138,7 @@ def test_what_all_devices_say_ends_the_run_and_is_said(desk: Desk) -> None:
     client.write_text(client.read_text().replace("    arrays =", "    1 / 0\n    arrays ="))
     _, errors, code = desk.run("flower", "run", "app", "--patience", "2")
     assert code == 1
-    assert "2 exchanges in a row failed (train)" in errors
+    assert "2 train exchanges in a row failed" in errors
     assert "client.py line 16, ZeroDivisionError" in errors
     client.write_text(client.read_text().replace("    1 / 0\n", ""))
     said, _, code = desk.run("flower", "run", "--resume", "latest")
