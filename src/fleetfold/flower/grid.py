@@ -84,7 +84,7 @@ class FleetGrid(Grid):  # type: ignore[misc]
         found = list[str]()
 
         def enough() -> bool:
-            if why := self.hopeless():
+            if threading.get_ident() == self._owner and (why := self.hopeless()):
                 raise Unavailable(why)
             found[:] = self.messenger.devices()
             return len(found) >= self.settings.available
