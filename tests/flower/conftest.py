@@ -1,13 +1,14 @@
-"""These tests need Flower: where there is none, they are passed over (`make test-flower` sets it up)."""
+"""Where there is no flwr nothing here is collected; `make test-flower` has environments with it."""
 
+import os
 import warnings
 from importlib.util import find_spec
 
-collect_ignore_glob = [] if find_spec("flwr") else ["*.py"]
-if find_spec("flwr"):
-    from fleetfold.flower import private
+from tests.flower.environments import OFFLINE
 
-    private.quiet()
+collect_ignore_glob = [] if find_spec("flwr") else ["test_*.py"]
+os.environ.update(OFFLINE)
+if find_spec("flwr"):
     with warnings.catch_warnings():  # what it imports warns of what that is going to change
         warnings.simplefilter("ignore")
         import flwr.clientapp
