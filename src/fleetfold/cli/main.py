@@ -18,6 +18,7 @@ from fleetfold.cli.check import check_device
 from fleetfold.cli.demo import demo
 from fleetfold.cli.device import agent, join
 from fleetfold.cli.export import export
+from fleetfold.cli.flower import flower
 from fleetfold.cli.hub import enroll, hub, revoke
 from fleetfold.cli.init import init
 from fleetfold.cli.plan import plan
@@ -39,7 +40,7 @@ app = App(
 )
 for command in (
     demo, init, run, sim, runs, show, devices, export, split, plan, hub, enroll, revoke, ask, join, agent,
-    check_device, aws,
+    check_device, aws, flower,
 ):  # fmt: skip
     app.command(command)
 
