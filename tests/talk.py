@@ -7,6 +7,7 @@ talk.model                   # what it came to
 
 import hashlib
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import msgspec
@@ -91,10 +92,8 @@ class Talk:
         where everything dies. → steps taken."""
         faults = Faults(at, die)
         self.lives += 1
-        try:
+        with suppress(Died):
             self._app(faults)
-        except Died:
-            pass
         return faults.steps
 
     def _app(self, faults: Faults) -> None:

@@ -7,6 +7,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from fleetfold import layout
 from fleetfold.adapters.faults import Faults, simulated_death
 from fleetfold.agent.journal import Journal
 from fleetfold.coordinator.exchange import Terms
@@ -49,9 +50,7 @@ def test_everything_dies_at_this_step_and_the_app_begun_again_comes_to_the_same(
     before = len(talk.answerer.answered)
     talk.live()
     assert talk.model == undisturbed()
-    again = {
-        f"runs/r/rounds/{n:06}-message/updates/{d}.safetensors" for d, n in talk.answerer.answered[before:]
-    }
+    again = {layout.update(layout.round("r", n, "message"), d) for d, n in talk.answerer.answered[before:]}
     assert not again.intersection(finished), "what had been delivered was answered again"
     assert {d.arrived for d in talk.ledger.fleet()} == {3}, "each device counted once an exchange"
 
@@ -111,9 +110,7 @@ REASONS = {
 
 @pytest.mark.parametrize("change", REASONS)
 @pytest.mark.parametrize("fold", ["", "mean"])
-def test_an_answer_that_is_not_what_it_has_to_be_is_left_out_and_the_app_goes_on(
-    change: str, fold: str
-) -> None:
+def test_an_answer_that_is_not_what_it_has_to_be_is_left_out(change: str, fold: str) -> None:
     terms = Terms(timeout=60.0, alike=True, weight="weight", same_metrics=True, fold=fold)
     talk = Talk(tamper=spoilt(change), terms=terms, target=1.0, quorum=2)
     talk.live()
@@ -164,9 +161,8 @@ def test_a_message_to_more_devices_than_the_app_wants_is_over_with_the_first_so_
 
 
 def test_the_mean_of_the_answers_is_made_here_where_the_app_asks_for_it() -> None:
-    talk = Talk(
-        exchanges=1, terms=Terms(timeout=60.0, alike=True, weight="weight", fold="mean"), shape=(50, 3)
-    )
+    terms = Terms(timeout=60.0, alike=True, weight="weight", fold="mean")
+    talk = Talk(exchanges=1, terms=terms, shape=(50, 3))
     talk.live()
     messenger = talk.messenger(ALIVE)
     fold = messenger.fold(1)
@@ -194,7 +190,7 @@ def test_two_exchanges_are_open_at_once_with_devices_of_their_own() -> None:
     messenger = talk.messenger(ALIVE)
     sent = talk.outgoing(write({"w": np.zeros(7, np.float32)}), 1)
     messenger.send(1, sent[:2], talk.terms)
-    messenger.send(2, [e for e in talk.outgoing(write({"w": np.ones(7, np.float32)}), 2)[2:]], talk.terms)
+    messenger.send(2, talk.outgoing(write({"w": np.ones(7, np.float32)}), 2)[2:], talk.terms)
     assert messenger.busy() == {"d0", "d1", "d2", "d3"}
     agents = {d.name: talk.agent(d, ALIVE) for d in talk.devices}
     for task in talk.bus.link(list(agents)).tasks():

@@ -6,20 +6,25 @@ An app of another framework opens it (Flower's ServerApp); here nothing of that 
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 from msgspec import Struct
 
 from fleetfold import layout
+from fleetfold.coordinator.intake import Gate
+from fleetfold.coordinator.opening import cohort_of
 from fleetfold.coordinator.policy import draw
+from fleetfold.coordinator.sources import header_of
 from fleetfold.errors import BadConfig
+from fleetfold.fold.gate import Admitted, ExpectedAnswer, admit_answer
 from fleetfold.fold.tensors import Header
-from fleetfold.ledger import place
-from fleetfold.messages import LIMIT, Envelope, Metrics, Task, encode
+from fleetfold.ledger import Arrival, place
+from fleetfold.messages import LIMIT, Envelope, Metrics, Task, UpdateHeader, encode
 from fleetfold.ports import Objects, fetch
 from fleetfold.round.run import Run
-from fleetfold.round.state import Round
+from fleetfold.round.state import Policy, Round
+from fleetfold.settings import count
 
 ROOM = LIMIT * 3 // 4
 """Bytes of a task with its message: addresses that are signed take the rest."""
@@ -77,6 +82,53 @@ class Fold(Struct, frozen=True):
 
 
 _BATCH = msgspec.json.Decoder(Batch)
+_HEADER = msgspec.json.Decoder(UpdateHeader)
+
+
+def opened(
+    objects: Objects, run: Run, number: int, sent: Sequence[Outgoing], terms: Terms, now: float
+) -> Round:
+    """The round of exchange `number`, of which everything but its record is written. Raises BadConfig."""
+    ordered = tuple(sorted(sent, key=lambda each: each.device))
+    where = layout.round(run.name, number, "message")
+    wanted = max(1, min(terms.wanted or len(ordered), len(ordered)))
+    target = count(run.settings.target, wanted)
+    policy = Policy(
+        target=target, quorum=min(count(run.settings.quorum, wanted), target),
+        deadline=terms.timeout, lease=run.settings.lease,
+    )  # fmt: skip
+    return Round(
+        run=run.name, number=number, kind="message", base=0,
+        cohort=cohort_of(objects, where, [each.device for each in ordered]), invited=len(ordered),
+        policy=policy, opened_at=now, batch=save(objects, where, Batch(terms, ordered)),
+        label=terms.label, turn=terms.turn, sent=sum(each.size for each in ordered) // max(1, len(ordered)),
+    )  # fmt: skip
+
+
+def gate(round: Round, batch: Batch, header: Callable[[str], Header]) -> Gate:
+    """What the answers of an exchange have to be. `header`: that of a content by its key."""
+    sent = {each.device: each for each in batch.sent}
+
+    def admitted(device: str, read: Callable[[int, int], bytes], size: int) -> Admitted:
+        asked = sent[device]
+        expected = ExpectedAnswer(
+            run=round.run, round=round.number, device=device, message=asked.message, most=most(asked),
+            alike=header(asked.content) if batch.terms.alike else None, weight=batch.terms.weight,
+        )  # fmt: skip
+        return admit_answer(read, size, expected)
+
+    return admitted
+
+
+def reply(objects: Objects, arrival: Arrival) -> Reply:
+    """An answer that the gate has admitted. Raises KeyError if it is gone."""
+    header = header_of(objects, arrival.key)
+    update = _HEADER.decode(header.metadata)
+    assert update.message is not None  # the gate has seen to that
+    return Reply(
+        device=arrival.device, message=update.message, key=arrival.key, header=header,
+        metrics=arrival.metrics,
+    )  # fmt: skip
 
 
 def save(objects: Objects, where: str, batch: Batch) -> str:
@@ -116,7 +168,3 @@ def tasks(round: Round, run: Run, batch: Batch) -> list[Task]:
         )
         for each in batch.sent
     ]  # fmt: skip
-
-
-def mean_size(sent: Sequence[Outgoing]) -> int:
-    return sum(each.size for each in sent) // max(1, len(sent))

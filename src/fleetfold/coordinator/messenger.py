@@ -20,19 +20,16 @@ from fleetfold.coordinator.exchange import Batch, Fold, Outgoing, Reply, Terms
 from fleetfold.coordinator.folding import HERE, OPENED, summary
 from fleetfold.coordinator.intake import Gate, quarantine
 from fleetfold.coordinator.merging import merged
-from fleetfold.coordinator.opening import cohort_of
 from fleetfold.coordinator.policy import Policies, unit
 from fleetfold.coordinator.reception import Reception
 from fleetfold.coordinator.registry import Stopwatch, by_own_clock, teach
 from fleetfold.coordinator.sources import header_of
 from fleetfold.coordinator.turns import Turn, no_turn
 from fleetfold.errors import Unavailable
-from fleetfold.fold.gate import Admitted, ExpectedAnswer, admit_answer
 from fleetfold.fold.plan import Site
 from fleetfold.fold.recipe import Unfit
-from fleetfold.fold.tensors import Header
 from fleetfold.ledger import Arrival, Ledger, place
-from fleetfold.messages import Metrics, Task, UpdateHeader
+from fleetfold.messages import Metrics, Task
 from fleetfold.ports import Alarm, Control, Objects, fetch
 from fleetfold.round.decide import opened
 from fleetfold.round.events import (
@@ -52,11 +49,10 @@ from fleetfold.round.events import (
 from fleetfold.round.fleet import in_run
 from fleetfold.round.run import Run, RunState
 from fleetfold.round.select import choose
-from fleetfold.round.state import ENDED, Phase, Policy, Round
+from fleetfold.round.state import ENDED, Phase, Round
 from fleetfold.round.where import eligible
 from fleetfold.settings import count
 
-_HEADER = msgspec.json.Decoder(UpdateHeader)
 REMEMBERED = 32
 """Batches and cohorts that are kept in memory."""
 TRIES = 50
@@ -129,21 +125,7 @@ class Messenger:
         if found := self._found(number):
             return found[0]
         run, now = self.run(), self._clock()
-        ordered = tuple(sorted(sent, key=lambda each: each.device))
-        where = layout.round(run.name, number, "message")
-        batch = exchange.save(self._objects, where, Batch(terms, ordered))
-        cohort = cohort_of(self._objects, where, [each.device for each in ordered])
-        wanted = min(terms.wanted or len(ordered), len(ordered))
-        target = max(1, count(run.settings.target, max(1, wanted)))
-        policy = Policy(
-            target=target, quorum=min(count(run.settings.quorum, max(1, wanted)), target),
-            deadline=terms.timeout, lease=run.settings.lease,
-        )  # fmt: skip
-        round = Round(
-            run=run.name, number=number, kind="message", base=0, cohort=cohort, invited=len(ordered),
-            policy=policy, opened_at=now, batch=batch, label=terms.label, turn=terms.turn,
-            sent=exchange.mean_size(ordered),
-        )  # fmt: skip
+        round = exchange.opened(self._objects, run, number, sent, terms, now)
         self._amend(lambda run: replace(run, round=max(run.round, number), reason=""))
         decision = opened(round, now)
         committed = replace(decision.round, outbox=decision.effects)
@@ -169,7 +151,11 @@ class Messenger:
     def replies(self, number: int) -> list[Reply]:
         """Answers that count of an exchange that has ended well, by seat; of one that failed none."""
         round = self._known(number)
-        return [self._reply(a) for a in self._counted(round)] if round.phase is Phase.DONE else []
+        return (
+            [exchange.reply(self._objects, a) for a in self._counted(round)]
+            if round.phase is Phase.DONE
+            else []
+        )
 
     def refusals(self, number: int) -> list[tuple[str, str]]:
         """(device, why) of those whose answer was refused, or who failed or refused to answer."""
@@ -334,28 +320,7 @@ class Messenger:
     # Reading
 
     def _gate(self, round: Round) -> Gate:
-        batch = self._batch(round.batch)
-        sent = {each.device: each for each in batch.sent}
-
-        def gate(device: str, read: Callable[[int, int], bytes], size: int) -> Admitted:
-            asked = sent[device]
-            alike = self._header(asked.content) if batch.terms.alike else None
-            expected = ExpectedAnswer(
-                run=round.run, round=round.number, device=device, message=asked.message,
-                most=exchange.most(asked), alike=alike, weight=batch.terms.weight,
-            )  # fmt: skip
-            return admit_answer(read, size, expected)
-
-        return gate
-
-    def _reply(self, arrival: Arrival) -> Reply:
-        header: Header = header_of(self._objects, arrival.key)
-        update = _HEADER.decode(header.metadata)
-        assert update.message is not None  # the gate has seen to that
-        return Reply(
-            device=arrival.device, message=update.message, key=arrival.key, header=header,
-            metrics=arrival.metrics,
-        )  # fmt: skip
+        return exchange.gate(round, self._batch(round.batch), self._header)
 
     def _counted(self, round: Round) -> list[Arrival]:
         here = {a.seat: a for a in self._ledger.arrivals(place(round)).values()}
