@@ -1,16 +1,14 @@
 """A real SuperLink over TLS, two real SuperNodes with keys, two devices of a real hub on MQTT."""
 
-import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec  # noqa: F401 - what keys are made with
 
 from fleetfold.flower.bridge_keeper import standings
 from fleetfold.flower.bridge_nodes import Link, keyed
@@ -116,9 +114,11 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bridged]:
         assert not left, "Ctrl-C ends all that the bridge has started"
 
 
-def result(system: Bridged, name: str, during: Callable[[str], None] = lambda run: None) -> tuple[str, np.ndarray]:
-    """What `flwr run` streamed, and (accuracy, loss) of each round as the devices measured them. `during`: what
-    happens meanwhile to the run of that name."""
+def result(
+    system: Bridged, name: str, during: Callable[[str], None] = lambda run: None
+) -> tuple[str, np.ndarray]:
+    """What `flwr run` streamed, and (accuracy, loss) of each round as the devices measured them. `during`:
+    what happens meanwhile to the run of that name."""
     place = system.folder / f"{name}.npz"
     config = f'num-server-rounds={ROUNDS} devices=2 result="{place}"'
     submitted = system.link.submit(system.folder / "digits", config)
@@ -158,7 +158,9 @@ def test_a_bridge_that_is_killed_goes_on_and_nothing_is_trained_twice(system: Br
     trained = system.trained()
     assert len(trained) - before == 2 * 2 * ROUNDS
     assert set(trained) == {"begun "}
-    assert np.allclose(metrics, np.load(system.folder / "plain.npz")["metrics"].reshape(ROUNDS, -1), atol=1e-6)
+    assert np.allclose(
+        metrics, np.load(system.folder / "plain.npz")["metrics"].reshape(ROUNDS, -1), atol=1e-6
+    )
 
 
 def test_a_device_that_is_off_is_an_error_reply_in_time(system: Bridged) -> None:

@@ -73,7 +73,8 @@ def bridge(
     from fleetfold.flower.bridge import Bridge, Post
     from fleetfold.flower.bridge_hub import fleet, standing
     from fleetfold.flower.bridge_nodes import Link, keyed, plan, reach
-    from fleetfold.flower.bridge_post import FleetPost, Limits
+    from fleetfold.flower.bridge_post import FleetPost
+    from fleetfold.flower.bridge_run import Limits
 
     names = tuple(dict.fromkeys(checked_name(device, "device") for device in devices))
     if not names:
@@ -83,6 +84,10 @@ def bridge(
         away=_seconds("--away", away),
         idle=_seconds("--idle", idle),
     )
+    if insecure and keys:
+        raise BadConfig(
+            "a SuperLink without TLS takes no keys of SuperNodes", next="leave out --insecure, or --keys"
+        )
     root = str(root_certificates.expanduser().absolute()) if root_certificates else ""
     link = Link(address=superlink, root=root, insecure=insecure)
     ours = fleet(home(), superlink, names, limits.patience)
@@ -94,10 +99,10 @@ def bridge(
         if fresh:
             _say(f"{device} has a new key; the SuperLink has to know it: flwr supernode register {path}.pub")
     folder = home() / "bridges" / link.name
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def post() -> Post:
-        return FleetPost(ours, superlink, folder, limits)
+        return FleetPost(ours, superlink, limits)
 
     board = Board(terminal(), lambda: standing(home()))
     served = Bridge(folder, plan(folder, link, names, config, keys), post, board.say)

@@ -15,7 +15,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -28,7 +27,7 @@ from msgspec.structs import replace
 
 from fleetfold.errors import BadConfig, FleetfoldError, Unavailable, blame
 from fleetfold.flower.bridge_keeper import Standing, held, standings
-from fleetfold.flower.bridge_lines import ADDRESS, FORWARD, LINE, SPOOL, Back, Forward, line
+from fleetfold.flower.bridge_lines import FORWARD, LINE, SPOOL, Back, Forward, failed, line, listening
 from fleetfold.flower.bridge_nodes import KEEPER, LOCK, PLAN, Plan
 from fleetfold.flower.private import RAISED, UNAVAILABLE
 from fleetfold.messages import Envelope
@@ -103,7 +102,7 @@ class Bridge:
         with ExitStack() as stack:
             stack.enter_context(_sole(self._folder))
             self._post = self._open()
-            listener = stack.enter_context(_listening(self._folder))
+            listener = stack.enter_context(listening(self._folder))
             self._selector.register(listener, selectors.EVENT_READ)
             stack.callback(self._selector.close)
             stack.callback(self._leave)
@@ -119,13 +118,13 @@ class Bridge:
         try:
             seconds = min(LOOK, max(0.0, self._post.step() - time.time()))
             self._troubles, saying = 0, ""
-        except Unavailable as error:
+            self._answer()
+        except FleetfoldError as error:
             saying, seconds = error.sentence, pause(self._troubles, 0.1, 5.0, 0.7)
             self._troubles += 1
         if saying and saying != self._said:
             self._log(saying)
         self._said = saying
-        self._answer()
         for key, _ in self._selector.select(seconds):
             if key.data is None:
                 self._accept(key.fileobj)  # type: ignore[arg-type]
@@ -163,7 +162,7 @@ class Bridge:
             return
         row = self._rows.get(forward.device)
         if row is None:
-            self._reply(app, _failed(forward, f"{forward.device} is not behind this bridge", UNAVAILABLE))
+            self._reply(app, failed(forward, f"{forward.device} is not behind this bridge", UNAVAILABLE))
             return
         if not row.doing:
             row = replace(row, doing=_doing(forward.message), since=time.time())
@@ -174,22 +173,24 @@ class Bridge:
             self._log(f"{forward.device}: {error.sentence}")
             self._forget(app)  # it asks again
         except FleetfoldError as error:
-            self._reply(app, _failed(forward, error.sentence, RAISED))
+            self._reply(app, failed(forward, error.sentence, RAISED))
         except Exception as error:  # noqa: BLE001 - one message's fault must not end the bridge
-            self._reply(app, _failed(forward, f"a fault of the bridge itself: {blame(error)}", RAISED))
+            self._reply(app, failed(forward, f"a fault of the bridge itself: {blame(error)}", RAISED))
 
     def _answer(self) -> None:
-        """Those whose answers have come, or whose time is over."""
+        """Those whose answers have come, or will not come."""
         for app in [app for app in self._apps if app.forward]:
             assert app.forward is not None
             back = self._post.back(app.forward)
-            if back is None and time.time() > app.forward.until:
-                back = _failed(app.forward, f"{app.forward.device} did not answer in time", UNAVAILABLE)
             if back is not None:
                 self._reply(app, back)
 
     def _reply(self, app: _App, back: Back) -> None:
+        """Nobody asks for what was answered: the content's file goes."""
         assert app.forward is not None
+        with suppress(OSError):
+            if Path(app.forward.file).parent == self._folder / SPOOL:
+                os.unlink(app.forward.file)
         row, error = self._rows.get(app.forward.device), back.message.error
         if row is not None:
             row = replace(row, doing="", since=time.time(), forwarded=row.forwarded + 1)
@@ -249,6 +250,8 @@ class Bridge:
             self._rows[device] = replace(row, standing=standing)
 
     def _leave(self) -> None:
+        for app in list(self._apps):
+            self._forget(app)
         self._end_keeper()
         self._post.close()
         shutil.rmtree(self._folder / SPOOL, ignore_errors=True)
@@ -265,10 +268,6 @@ class Bridge:
                 self._keeper.wait(1)
 
 
-def _failed(forward: Forward, why: str, code: int) -> Back:
-    return Back(message=Envelope(id="", reply_to=forward.message.id, error=(code, why)))
-
-
 def _doing(message: Envelope) -> str:
     return message.type + (f" of {message.group}" if message.group else "")
 
@@ -276,7 +275,7 @@ def _doing(message: Envelope) -> str:
 @contextmanager
 def _sole(folder: Path) -> Iterator[None]:
     """Be the only bridge of that folder. Raises BadConfig."""
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     give_up = time.monotonic() + 1.0
     with (folder / LOCK).open("a+") as lock:
         while True:
@@ -295,25 +294,3 @@ def _sole(folder: Path) -> Iterator[None]:
         lock.write(str(os.getpid()))
         lock.flush()
         yield
-
-
-@contextmanager
-def _listening(folder: Path) -> Iterator[socket.socket]:
-    """A socket that only this user may connect to, at a short path (some 100 bytes are allowed), which
-    `address` in the folder tells."""
-    with suppress(OSError):
-        before = Path((folder / ADDRESS).read_text()).parent
-        if before.name.startswith("fleetfold-bridge-"):
-            shutil.rmtree(before, ignore_errors=True)
-    room = Path(tempfile.mkdtemp(prefix="fleetfold-bridge-"))
-    try:
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(str(room / "s"))
-            listener.listen(64)
-            listener.setblocking(False)
-            staged = folder / f".{ADDRESS}"
-            staged.write_text(str(room / "s"))
-            staged.replace(folder / ADDRESS)
-            yield listener
-    finally:
-        shutil.rmtree(room, ignore_errors=True)

@@ -96,6 +96,8 @@ def _content(back: Back) -> RecordDict:
         return content({}, back.message.records)
     with open(back.file, "rb") as file:
         mapped = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    if Path(back.file).parent.name == SPOOL:  # made for this process alone
+        os.unlink(back.file)
     return content(views(mapped, header_in(mapped)), back.message.records)
 
 

@@ -38,6 +38,8 @@ TOLD = 8.0
 """Seconds before one that ended by itself is started again, at least: the app has asked meanwhile."""
 MOST = 60.0
 """Seconds between two starts of one that does not come up, at most."""
+COUNT = 2.0
+"""Seconds between two looks at what a SuperNode has started."""
 ENDING = 15.0
 """Seconds that a SuperNode may take to leave."""
 LOG = 16 << 20
@@ -66,7 +68,7 @@ class Watched:
     """One SuperNode, through all its starts."""
 
     def __init__(self, node: Node, clock: float) -> None:
-        self.node, self._read, self._troubles = node, 0, 0
+        self.node, self._read, self._troubles, self._counted = node, 0, 0, 0.0
         self._process: subprocess.Popen[bytes] | None = None
         self.standing = Standing(device=node.device, state="waiting", at=clock)
 
@@ -80,6 +82,10 @@ class Watched:
         code = self._process.poll()
         if code is not None:
             self._ended(code, now)
+        elif self.standing.state == "connected" and now - self._counted > COUNT:
+            self._counted = now
+            if not _has_children(self._process.pid):  # what runs its apps was killed, and it does not look
+                self.end(signal.SIGTERM)
 
     def _start(self, now: float) -> None:
         with open(self.node.log, "ab") as log:
@@ -138,7 +144,8 @@ def reason(said: str, code: int) -> str:
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     coded = CODE.findall(said)
     wrong = [line for line in lines if "rror" in line and "Exit Code" not in line] or lines[-1:]
-    return next(iter([*coded[-1:], *wrong[-1:], f"it ended with code {code}"]))[:300]
+    why: str = next(iter([*coded[-1:], *wrong[-1:], f"it ended with code {code}"]))
+    return why[:300]
 
 
 def _started(node: Node, log: IO[bytes]) -> "subprocess.Popen[bytes]":
@@ -149,6 +156,15 @@ def _started(node: Node, log: IO[bytes]) -> "subprocess.Popen[bytes]":
         [*with_us, *command], env={**os.environ, **node.environment}, stdin=subprocess.DEVNULL, stdout=log,
         stderr=log, start_new_session=True,
     )  # fmt: skip
+
+
+def _has_children(pid: int) -> bool:
+    """Whether it has any that live; True where that cannot be seen."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return any(" Z " not in Path(f"/proc/{child}/stat").read_text() for child in children)
+    except OSError:
+        return True
 
 
 def _free_port() -> int:

@@ -6,9 +6,12 @@ Who is asked may die meanwhile: the app asks again until its time is over, and t
 answer. Where the socket is, the file `address` in the bridge's folder says.
 """
 
+import shutil
 import socket
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +55,11 @@ class Back(Struct, frozen=True, kw_only=True):
 FORWARD, BACK = msgspec.json.Decoder(Forward), msgspec.json.Decoder(Back)
 
 
+def failed(forward: Forward, why: str, code: int) -> Back:
+    """An error of Flower's instead of an answer."""
+    return Back(message=Envelope(id="", reply_to=forward.message.id, error=(code, why)))
+
+
 def line(said: Struct) -> bytes:
     return encode(said) + b"\n"
 
@@ -83,3 +91,25 @@ def _once(folder: Path, question: bytes, seconds: float) -> bytes:
         with bridge.makefile("rb") as answers:
             answer = answers.readline(LINE)
     return answer if answer.endswith(b"\n") else b""
+
+
+@contextmanager
+def listening(folder: Path) -> Iterator[socket.socket]:
+    """A socket that only this user may connect to, at a short path (some 100 bytes are allowed), which
+    `address` in the folder tells."""
+    with suppress(OSError):
+        before = Path((folder / ADDRESS).read_text()).parent
+        if before.name.startswith("fleetfold-bridge-"):
+            shutil.rmtree(before, ignore_errors=True)
+    room = Path(tempfile.mkdtemp(prefix="fleetfold-bridge-"))
+    try:
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(str(room / "s"))
+            listener.listen(64)
+            listener.setblocking(False)
+            staged = folder / f".{ADDRESS}"
+            staged.write_text(str(room / "s"))
+            staged.replace(folder / ADDRESS)
+            yield listener
+    finally:
+        shutil.rmtree(room, ignore_errors=True)

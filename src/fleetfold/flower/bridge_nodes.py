@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from msgspec import Struct
 
-from fleetfold.bundle import private
+from fleetfold.bundle import private as written
 from fleetfold.errors import BadConfig, Unavailable
 from fleetfold.flower.bridge_lines import DEVICE, FOLDER, SPOOL
 from fleetfold.flower.private import QUIET
@@ -135,7 +135,7 @@ def keyed(keys: Path, device: str) -> tuple[Path, bool]:
             return path, False
         key = ec.generate_private_key(ec.SECP384R1())
         public = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
-        private(path, key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
+        written(path, key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()))
         path.with_name(f"{device}.pub").write_bytes(public + f" {device}\n".encode())
     except OSError as error:
         raise BadConfig(f"--keys {keys}: {error.strerror}") from None
@@ -154,7 +154,7 @@ def plan(
     answers = bin / "flwr-clientapp"
     answers.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m fleetfold.flower.bridge_app "$@"\n')
     answers.chmod(0o700)
-    own = _listening(supernode)
+    own, with_public = _words(supernode)
     nodes = []
     for index, device in enumerate(devices):
         place = folder / "nodes" / device
@@ -166,7 +166,10 @@ def plan(
         )
         command += ["--node-config", f"{about} {config.get(device, '')}".strip()]
         if keys is not None:
-            command += ["--auth-supernode-private-key", str(keyed(keys, device)[0])]
+            private, _ = keyed(keys, device)
+            command += ["--auth-supernode-private-key", str(private)]
+            if with_public:
+                command += ["--auth-supernode-public-key", f"{private}.pub"]
         more = QUIET | {
             "FLWR_HOME": str(place / "flwr"), "PATH": _path(bin), FOLDER: str(folder), DEVICE: device,
             "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": os.environ.get("FLWR_SUPEREXEC_TASK_POLL_INTERVAL", POLL),
@@ -177,8 +180,9 @@ def plan(
     return Plan(nodes=tuple(nodes), grace=grace)
 
 
-def _listening(supernode: str) -> list[str]:
-    """How that SuperNode is told where its own API listens: newer ones have a port, older ones an address."""
+def _words(supernode: str) -> tuple[list[str], bool]:
+    """How that SuperNode is told where its own API listens: newer ones have a port, older ones an address.
+    And whether it wants the public key, too, as older ones do."""
     try:
         done = subprocess.run(
             [supernode, "--help"], capture_output=True, text=True, check=False, timeout=60,
@@ -186,10 +190,12 @@ def _listening(supernode: str) -> list[str]:
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BadConfig(f"{supernode} does not run: {error}") from None
+    about = done.stdout.rpartition("--auth-supernode-public-key")[2]
+    with_public = len(about) < len(done.stdout) and "deprecated" not in about.partition("--")[0]
     if "--port " in done.stdout:
-        return ["--host", "127.0.0.1", "--port", PORT]
+        return ["--host", "127.0.0.1", "--port", PORT], with_public
     if "--clientappio-api-address" in done.stdout:
-        return ["--clientappio-api-address", f"127.0.0.1:{PORT}"]
+        return ["--clientappio-api-address", f"127.0.0.1:{PORT}"], with_public
     said = (done.stderr or done.stdout).strip().splitlines()
     raise BadConfig(
         f"{supernode} is of a Flower that the bridge does not know: {said[-1] if said else 'no help'}",
