@@ -3,14 +3,14 @@
 The table of the terminal, `--json`, `show` and whatever draws curves read the same rows.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from msgspec import Struct
 
 from fleetfold import layout
 from fleetfold.ledger import Arrival, Ledger, place
-from fleetfold.messages import Kind
+from fleetfold.messages import Kind, Metrics
 from fleetfold.ports import Objects
 from fleetfold.round.state import ENDED, Round
 
@@ -94,10 +94,33 @@ def headline(round: Round) -> tuple[float | None, float | None, str]:
     """(loss, accuracy, who scored them): the best that is known of the round."""
     for by in SCORERS:
         metrics = round.metrics.get(by, {})
-        loss, accuracy = metrics.get("loss"), metrics.get("accuracy")
+        loss, accuracy = _named(metrics, "loss"), _named(metrics, "accuracy", "acc")
         if loss is not None or accuracy is not None:
             return loss, accuracy, by
     return None, None, ""
+
+
+def _named(metrics: Metrics, *words: str) -> float | None:
+    """The metric of that name; or the first whose name has the word in it, as `eval_acc` has."""
+    for word in words:
+        if metrics.get(word) is not None:
+            return metrics[word]
+    found = (v for name, v in metrics.items() if v is not None and any(w in name.lower() for w in words))
+    return next(found, None)
+
+
+def title(row: Row) -> str:
+    """What a round is called beside others: "3", "3 eval"; an exchange by its app's round, if it says one."""
+    if row.kind != "message":
+        return str(row.round) if row.kind == "train" else f"{row.round} eval"
+    kind = row.label.partition(".")[0]
+    words = {"train": "", "evaluate": " eval"}.get(kind, f" {kind}")
+    return f"{row.turn or f'#{row.round}'}{words}"
+
+
+def trained(rows: Iterable[Row]) -> int:
+    """How many rounds of training have ended."""
+    return len({r.turn or r.round for r in rows if r.phase in ENDED and "train" in (r.kind, r.label)})
 
 
 def lines(ledger: Ledger, objects: Objects, round: Round, cohort: list[str]) -> list[Line]:

@@ -24,6 +24,8 @@ from fleetfold.messages import Task
 from fleetfold.round.state import Round
 from fleetfold.settings import Settings
 
+HERE = __file__.rpartition("/")[0]
+
 
 class Field:
     """`silent` devices more never answer. `app`: their ClientApp. `config`: the run's."""
@@ -42,7 +44,7 @@ class Field:
         self.agents = {
             device.name: Agent(
                 device, self.client, Journal(journals, device.name, ""), ObjectTransfer(self.objects),
-                self.bus.link([device.name]), lambda: self.now, app=App("app", "", __file__.rpartition("/")[0]),
+                self.bus.link([device.name]), lambda: self.now, app=App("app", "", HERE),
             )
             for device in everyone[:devices]
         }  # fmt: skip

@@ -5,6 +5,7 @@ It reads the ledger as anybody could; the run does not know that it is watched.
 
 import sys
 import time
+from typing import get_args
 
 import msgspec
 from rich.console import Console, Group
@@ -13,10 +14,11 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from fleetfold.messages import Kind
 from fleetfold.round.run import Run, RunState
 from fleetfold.round.state import ENDED
 from fleetfold.settings import size
-from fleetfold.view import Row, row
+from fleetfold.view import Row, row, title, trained
 from fleetfold.wiring import local as wiring
 from fleetfold.wiring.local import Place
 
@@ -32,7 +34,7 @@ class Board:
         self._rows: dict[tuple[int, str], Row] = {}
         self._looked = 0.0
         self._live: Live | None = None
-        self._opened = False
+        self._opened, self._out = False, sys.stdout
 
     def __enter__(self) -> "Board":
         if self._style == "table":
@@ -66,7 +68,7 @@ class Board:
         open_before = [r for r in self._rows.values() if r.phase not in ENDED]
         number = open_before[0].round if open_before else (max((n for n, _ in self._rows), default=0))
         for n in range(max(1, number), run.round + 1):
-            for kind in ("train", "evaluate"):
+            for kind in get_args(Kind):
                 if self._rows.get((n, kind)) and self._rows[n, kind].phase in ENDED:
                     continue
                 found = self._ledger.round(run.name, n, kind)
@@ -78,11 +80,10 @@ class Board:
 
     def _say(self, row: Row, run: Run) -> None:
         if self._style == "json":
-            print(msgspec.json.encode(row).decode(), flush=True)
+            print(msgspec.json.encode(row).decode(), flush=True, file=self._out)
         elif self._style == "lines":
             self._console.print(
-                f"round {row.round}/{run.settings.rounds}"
-                f"{'' if row.kind == 'train' else ' ' + row.kind} {row.phase}: {row.reason};"
+                f"{_called(row, run)} {row.phase}: {row.reason};"
                 f" loss {number(row.loss)}, accuracy {number(row.accuracy)}"
                 f"{'' if row.epsilon is None else f', ε {number(row.epsilon)}'}, {row.seconds:.2f} s",
                 markup=False, highlight=False, soft_wrap=True,
@@ -98,8 +99,8 @@ class Board:
     def _status(self, run: Run) -> Text:
         if run.state is not RunState.RUNNING:
             return Text.from_markup(f"[bold]{run.state.value}[/]: {escape(run.reason)}")
-        done = sum(1 for r in self._rows.values() if r.phase in ENDED and r.kind == "train")
-        share = done / run.settings.rounds
+        done = trained(self._rows.values())
+        share = min(1.0, done / run.settings.rounds)
         bar = "━" * round(share * 30)
         left = ""
         if done:
@@ -108,9 +109,16 @@ class Board:
         newest = list(self._rows.values())[-1]
         return Text.assemble(
             (bar, "green"), ("━" * (30 - len(bar)), "bright_black"),
-            f" round {newest.round} of {run.settings.rounds}{left}\n",
+            f" round {newest.turn or newest.round} of {run.settings.rounds}{left}\n",
             (newest.reason, "dim"),
         )  # fmt: skip
+
+
+def _called(row: Row, run: Run) -> str:
+    if row.kind == "message":
+        number = f"round {row.turn}/{run.settings.rounds}" if row.turn else f"exchange {row.round}"
+        return number if row.label == "train" else f"{number} {row.label}"
+    return f"round {row.round}/{run.settings.rounds}{'' if row.kind == 'train' else ' ' + row.kind}"
 
 
 def rounds_table(rows: list[Row], width: int) -> Table:
@@ -131,12 +139,11 @@ def rounds_table(rows: list[Row], width: int) -> Table:
     if wide := width >= 110:
         table.add_column("reason", overflow="ellipsis", no_wrap=True, ratio=1)
     for r in rows:
-        name = str(r.round) if r.kind == "train" else f"{r.round} eval"
         refused = f"[red]{r.refused}[/]" if r.refused else "0"
         late = f"+{r.credited}" if r.credited else ""
         table.add_row(
-            name, f"[{COLOURS.get(r.phase, 'yellow')}]{r.phase}[/]", f"{r.arrived}{late}/{r.cohort}", refused,
-            number(r.loss), number(r.accuracy), *([number(r.epsilon)] if private else []),
+            title(r), f"[{COLOURS.get(r.phase, 'yellow')}]{r.phase}[/]", f"{r.arrived}{late}/{r.cohort}",
+            refused, number(r.loss), number(r.accuracy), *([number(r.epsilon)] if private else []),
             f"{r.seconds:.2f}", *(size({"up": r.bytes_up, "down": r.bytes_down}[b]) for b in bytes_of),
             *([dollars(r.cost)] if paid else []),
             *([escape(r.reason)] if wide else []),

@@ -16,11 +16,12 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from fleetfold.agent.app import find_app
 from fleetfold.cli.board import plain_table, terminal
 from fleetfold.cli.places import shown
 from fleetfold.errors import BadConfig
 from fleetfold.layout import checked_name
-from fleetfold.settings import seconds
+from fleetfold.settings import Settings, seconds
 from fleetfold.wiring.local import home
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ EVERY = 0.5
 
 
 def bridge(
-    *devices: Annotated[str, Parameter(help="of the hub's fleet; each becomes a SuperNode")],
+    *devices: Annotated[str, Parameter(help="of the hub's fleet; each is a SuperNode")],
     superlink: Annotated[str, Parameter(help="HOST:PORT of its Fleet API")],
     root_certificates: Annotated[
         Path | None,
@@ -55,6 +56,13 @@ def bridge(
         str, Parameter(help="most that a device may take for a message, which its TTL bounds, too")
     ] = "1h",
     away: Annotated[str, Parameter(help="the same for a device that is not there")] = "60s",
+    app: Annotated[
+        str | None,
+        Parameter(
+            help="instead of a hub's: devices that are simulated here, with the Flower app in this folder"
+        ),
+    ] = None,
+    count: Annotated[int, Parameter(help="with --app: how many")] = 2,
     idle: Annotated[str, Parameter(help="without a message for so long, the run here is over")] = "10m",
 ) -> None:
     """Put devices of the fleet behind a SuperLink that is there already: `flwr run` trains on them.
@@ -68,17 +76,16 @@ def bridge(
 
     - `fleetfold flower bridge --superlink link.example:9092 --root-certificates ca.crt device-1 device-2`
     - `fleetfold flower bridge --superlink link.example:9092 --keys supernodes device-1 device-2`
+    - `fleetfold flower bridge --superlink 127.0.0.1:9092 --insecure --app my-app --count 4`
     """
     _installed()
+    from fleetfold.flower import bridge_hub, bridge_local
     from fleetfold.flower.bridge import Bridge, Post
-    from fleetfold.flower.bridge_hub import fleet, standing
     from fleetfold.flower.bridge_nodes import Link, keyed, plan, reach
     from fleetfold.flower.bridge_post import FleetPost
     from fleetfold.flower.bridge_run import Limits
 
     names = tuple(dict.fromkeys(checked_name(device, "device") for device in devices))
-    if not names:
-        raise BadConfig("no device is named", next="fleetfold devices")
     limits = Limits(
         patience=_seconds("--patience", patience),
         away=_seconds("--away", away),
@@ -90,7 +97,14 @@ def bridge(
         )
     root = str(root_certificates.expanduser().absolute()) if root_certificates else ""
     link = Link(address=superlink, root=root, insecure=insecure)
-    ours = fleet(home(), superlink, names, limits.patience)
+    if app is not None:
+        settings = Settings(devices=count, deadline=limits.patience)
+        names = bridge_local.names(settings, names)
+        ours = bridge_local.fleet(home(), superlink, find_app(app), settings)
+    elif not names:
+        raise BadConfig("no device is named", next="fleetfold devices")
+    else:
+        ours = bridge_hub.fleet(home(), superlink, names, limits.patience)
     config = _configs(node_config or [], names)
     reach(link)
     keys = keys.expanduser().absolute() if keys else None
@@ -104,7 +118,7 @@ def bridge(
     def post() -> Post:
         return FleetPost(ours, superlink, limits)
 
-    board = Board(terminal(), lambda: standing(home()))
+    board = Board(terminal(), lambda: "" if app else bridge_hub.standing(home()))
     served = Bridge(folder, plan(folder, link, names, config, keys), post, board.say)
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: served.stop())

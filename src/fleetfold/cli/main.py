@@ -40,7 +40,7 @@ app = App(
 )
 for command in (
     demo, init, run, sim, runs, show, devices, export, split, plan, hub, enroll, revoke, ask, join, agent,
-    check_device, aws, flower,
+    check_device, flower, aws,
 ):  # fmt: skip
     app.command(command)
 

@@ -1,7 +1,8 @@
 """The devices of a bridge that are a hub's: its runs are in the hub's queue, and the hub has their bus."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from fleetfold.coordinator.opening import open_messages
@@ -28,19 +29,21 @@ def fleet(home: Path, superlink: str, devices: Sequence[str], patience: float) -
                 f"device {device[:80]} does not belong to this hub's fleet", next=f"fleetfold enroll {device}"
             )
 
-    def begin(place: Place) -> None:
-        desk.queue(wiring.records(home), place.run, time.time())
+    @contextmanager
+    def drive(place: Place, run: Run) -> Iterator[tuple[None, Callable[[], None]]]:
+        desk.queue(records, place.run, time.time())
+        yield None, lambda: None
 
     def open(place: Place, forward: Forward) -> Run:
         wiring.attach(place)
-        begin(place)  # its place in the queue first: what is never opened is passed over
-        settings = Settings(devices=len(devices), app=forward.settings, deadline=patience)
+        desk.queue(records, place.run, time.time())  # first: what is never opened is passed over
+        settings = Settings(devices=len(devices), app=forward.settings, deadline=patience, durability="power")
         return open_messages(place.run, superlink, settings, [], wiring.ledger(place), time.time())
 
     def waiting(run: str) -> bool:
         return any(each.run != run for each in desk.queued(records))
 
-    return Fleet(home=home, begin=begin, open=open, waiting=waiting)
+    return Fleet(home=home, where="hub", open=open, drive=drive, waiting=waiting)
 
 
 def standing(home: Path) -> str:

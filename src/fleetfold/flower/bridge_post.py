@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from fleetfold.errors import FleetfoldError
 from fleetfold.flower.bridge_lines import Back, Forward
-from fleetfold.flower.bridge_run import BridgedRun, Limits
+from fleetfold.flower.bridge_run import BridgedRun, Drive, Limits
 from fleetfold.round.run import Run, RunState
 from fleetfold.wiring import local
 from fleetfold.wiring.local import Place
@@ -24,12 +24,13 @@ PREFIX = "flower-"
 
 
 class Fleet(Struct, frozen=True, kw_only=True):
-    """Where the devices are. `open`: a run for what that message belongs to; `begin`: have a run driven, once
-    more if need be; `waiting`: whether another run waits until this one has ended."""
+    """Where the devices are. `open`: a run for what that message belongs to; `drive`: have a run driven,
+    again if need be; `waiting`: whether another run waits until this one has ended."""
 
     home: Path
+    where: local.Where
     open: Callable[[Place, Forward], Run]
-    begin: Callable[[Place], None]
+    drive: Drive
     waiting: Callable[[str], bool]
 
 
@@ -74,15 +75,14 @@ class FleetPost:
         return self._begun(place)
 
     def _begun(self, place: Place) -> BridgedRun:
-        run = BridgedRun(place, self._limits, self._clock)
-        self._fleet.begin(place)
-        return run
+        return BridgedRun(place, self._fleet.drive, self._limits, self._clock)
 
     def _before(self) -> Iterator[tuple[int, Place]]:
         """Runs of a bridge to this SuperLink that have not ended."""
         for folder in sorted((self._fleet.home / "runs").glob(f"{PREFIX}*")):
             number, place = folder.name.removeprefix(PREFIX), Place(self._fleet.home, folder.name)
-            run = _on_record(place) if number.isdigit() else None
+            is_ours = number.isdigit() and local.where(place) == self._fleet.where
+            run = _on_record(place) if is_ours else None
             if run and run.app == self._superlink and run.state is RunState.RUNNING:
                 yield int(number), place
 

@@ -7,7 +7,7 @@ The records say which message is which exchange: taken again, by whatever proces
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import closing, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from pathlib import Path
 
 from msgspec import Struct
@@ -20,10 +20,9 @@ from fleetfold.errors import BadConfig, Unavailable
 from fleetfold.flower.bridge_lines import Back, Forward, failed
 from fleetfold.flower.private import RAISED, UNAVAILABLE
 from fleetfold.messages import Envelope
-from fleetfold.ports import Objects
-from fleetfold.round.run import RunState
+from fleetfold.ports import Control, Objects
+from fleetfold.round.run import Run, RunState
 from fleetfold.round.state import ENDED, Round
-from fleetfold.settings import Settings
 from fleetfold.wiring import local
 from fleetfold.wiring.local import Place
 
@@ -49,17 +48,26 @@ class Limits(Struct, frozen=True, kw_only=True):
     idle: float = 600.0
 
 
-class BridgedRun:
-    """A run that is on record. `used`: when it last had something to do. Raises Unavailable."""
+Drive = Callable[[Place, Run], AbstractContextManager[tuple[Control | None, Callable[[], None]]]]
+"""Has a run driven as long as it is entered. → (the bus, None where somebody else has it; tends to who is at
+work)"""
 
-    def __init__(self, place: Place, limits: Limits, clock: Callable[[], float]) -> None:
+
+class BridgedRun:
+    """A run that is on record. `used`: when it last had something to do. Raises BadConfig or Unavailable."""
+
+    def __init__(self, place: Place, drive: Drive, limits: Limits, clock: Callable[[], float]) -> None:
         self.name, self.used = place.run, clock()
         self._home, self._limits, self._clock = place.home, limits, clock
         self._ledger = local.ledger(place, durable=True)
         self._objects: Objects = local.objects(place, durable=True)
-        settings = self._go_on()
-        self._messenger: Messenger = local.messenger(place, settings, None, clock)
-        self._kept = KEPT * max(4, settings.devices)
+        run = self._go_on()
+        self._driven = ExitStack()
+        control, self._tend = self._driven.enter_context(drive(place, run))
+        self._messenger: Messenger = local.messenger(place, run.settings, control, clock)
+        if control is not None:
+            self._messenger.repeat()
+        self._kept = KEPT * max(4, run.settings.devices)
         self._pending: dict[str, Forward] = {}
         self._waiting: dict[str, Forward] = {}
         self._backs: dict[str, Back] = {}
@@ -82,6 +90,7 @@ class BridgedRun:
     def step(self) -> float:
         """→ when to look again, in seconds since the epoch."""
         self._look()
+        self._tend()
         self._send_pending()
         return self._messenger.step()
 
@@ -104,6 +113,7 @@ class BridgedRun:
 
     def end(self, why: str) -> None:
         self._messenger.end(RunState.DONE, why)
+        self._driven.close()
 
     # Out
 
@@ -204,8 +214,8 @@ class BridgedRun:
         known = self._ledger.devices([device])
         return any(entry.says is not None and not entry.says.online for entry in known)
 
-    def _go_on(self) -> Settings:
-        """Have it run, if it had ended. → its settings"""
+    def _go_on(self) -> Run:
+        """Have it run, if it had ended."""
         while True:
             found = self._ledger.run(self.name)
             if found is None:
@@ -213,7 +223,7 @@ class BridgedRun:
             run, version = found
             again = replace(run, state=RunState.RUNNING, ended_at=0.0, reason="")
             if run.state is RunState.RUNNING or self._ledger.save_run(again, version):
-                return run.settings
+                return again
 
 
 def _turn(message: Envelope) -> int:

@@ -132,7 +132,7 @@ class FleetGrid(Grid):  # type: ignore[misc]
 
     @property
     def next(self) -> int:
-        """The number of the exchange that the app's main thread sends next; other threads' are passed over."""
+        """The number of the exchange that the main thread sends next; other threads' are passed over."""
         number = self._number + 1
         while self.messenger.round(number) and is_gathered(self.messenger.batch(number).sent[0]):
             number += 1
