@@ -59,7 +59,7 @@ def bridge(
     app: Annotated[
         str | None,
         Parameter(
-            help="instead of a hub's: devices that are simulated here, with the Flower app in this folder"
+            help="instead of a hub's, devices that are simulated here, with the Flower app in this folder"
         ),
     ] = None,
     count: Annotated[int, Parameter(help="with --app: how many")] = 2,
