@@ -1,4 +1,4 @@
-"""What Flower's own simulation makes of the digits app: every strategy after the other, in one session of Ray.
+"""What Flower's own simulation makes of the digits app: every strategy, in one session of Ray.
 
     python -m tests.flower.reference FOLDER CASE…  ─▶  FOLDER/CASE.npz
 

@@ -26,6 +26,10 @@ EVERY = 0.1
 """Seconds between two looks at the ledger: what a person can follow, and what costs the run nothing."""
 
 
+SCORED = 2
+"""Exchanges after which the model of one may still be scored."""
+
+
 class Board:
     """Called by the run with its state. `style`: "table", "lines" or "json"."""
 
@@ -64,26 +68,27 @@ class Board:
             self._live.update(self._table(run, ready), refresh=True)
 
     def _catch_up(self, run: Run) -> None:
-        """Read the rounds that may have changed since the last look: the last one seen, and what follows."""
+        """Read the rounds that may have changed since the last look: the last one seen, and what follows. An
+        app of another framework may score a model when its round, and the next exchange, have ended."""
         open_before = [r for r in self._rows.values() if r.phase not in ENDED]
         number = open_before[0].round if open_before else (max((n for n, _ in self._rows), default=0))
-        for n in range(max(1, number), run.round + 1):
+        for n in range(max(1, number - (SCORED if run.messages else 0)), run.round + 1):
             for kind in get_args(Kind):
-                if self._rows.get((n, kind)) and self._rows[n, kind].phase in ENDED:
-                    continue
-                found = self._ledger.round(run.name, n, kind)
+                known = self._rows.get((n, kind))
+                over = known is not None and known.phase in ENDED
+                found = None if over and not run.messages else self._ledger.round(run.name, n, kind)
                 if found is not None:
-                    new = row(self._ledger, self._objects, found[0], time.time())
-                    self._rows[n, kind] = new
-                    if new.phase in ENDED:
-                        self._say(new, run)
+                    new = self._rows[n, kind] = row(self._ledger, self._objects, found[0], time.time())
+                    if new.phase in ENDED and not (over and new == known):
+                        self._say(new, run, again=over)
 
-    def _say(self, row: Row, run: Run) -> None:
+    def _say(self, row: Row, run: Run, *, again: bool) -> None:
+        """`again`: it was said before, and is scored since."""
         if self._style == "json":
             print(msgspec.json.encode(row).decode(), flush=True, file=self._out)
         elif self._style == "lines":
             self._console.print(
-                f"{_called(row, run)} {row.phase}: {row.reason};"
+                f"{_called(row, run)} {row.scored_by if again else f'{row.phase}: {row.reason}'};"
                 f" loss {number(row.loss)}, accuracy {number(row.accuracy)}"
                 f"{'' if row.epsilon is None else f', ε {number(row.epsilon)}'}, {row.seconds:.2f} s",
                 markup=False, highlight=False, soft_wrap=True,

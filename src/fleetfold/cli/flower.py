@@ -18,6 +18,7 @@ from fleetfold.cli.settings import explained, flags_of, settings_of
 from fleetfold.errors import BadConfig
 from fleetfold.local.run import Watch, new_place
 from fleetfold.round.run import Run
+from fleetfold.settings import NAMES
 from fleetfold.wiring import local as wiring
 from fleetfold.wiring.local import Place
 
@@ -38,6 +39,8 @@ SETTINGS = (
 )  # fmt: skip
 """Of all settings those that have a meaning where the app has a strategy of its own."""
 Flags: Any = flags_of(SETTINGS, "FlowerFlags")
+Others: Any = flags_of([n for n in NAMES if n not in (*SETTINGS, "app")], "OtherFlags", shown=False)
+"""The rest, to say where such a thing is said."""
 
 
 @flower.command
@@ -53,14 +56,17 @@ def run(
     aws: Annotated[bool, Parameter(help="on the devices of a stack on AWS", negative="")] = False,
     stack: Annotated[str, Parameter(help="with --aws: which stack, if this machine knows several")] = "",
     resume: Annotated[str | None, Parameter(help="go on with this run, or the `latest`")] = None,
+    no_fast_path: Annotated[
+        bool, Parameter(help="aggregate as Flower does, also where our fold comes to the same", negative="")
+    ] = False,
     json: Annotated[
         bool, Parameter(help="print one JSON object an exchange instead of the table", negative="")
     ] = False,
     explain: Annotated[
         bool, Parameter(help="print every setting and where it came from; run nothing", negative="")
     ] = False,
-    rounds: Annotated[str | None, Parameter(show=False)] = None,
     flags: Flags = Flags(),  # noqa: B008 - a dataclass of None, made once
+    others: Others = Others(),  # noqa: B008
 ) -> int:
     """Run the Flower app in FOLDER, unchanged, over simulated devices on this machine, with --hub over those
     of a hub, or with --aws over those of a stack on AWS.
@@ -87,11 +93,13 @@ def run(
     from fleetfold.flower import run as flower_run
 
     found = flower_app.find(folder)
-    if rounds is not None:
-        raise BadConfig(
-            "--rounds is the app's own to say",
-            next=f"fleetfold flower run {folder} --run-config '{flower_run.ROUNDS}={rounds}'",
-        )
+    for name, value in vars(others).items():
+        if value is not None:
+            key = flower_run.ROUNDS if name == "rounds" else "key"
+            raise BadConfig(
+                f"--{name.replace('_', '-')} is for apps of fleetfold's own: here the app's strategy says it",
+                next=f"fleetfold flower run {folder} --run-config '{key}={value}'",
+            )
     nodes = {"devices": found.nodes} if found.nodes else {}
     settings, places = settings_of(found.app, flags, {"pyproject.toml": nodes})
     config = flower_app.configured(found, run_config or [])
@@ -99,7 +107,7 @@ def run(
         terminal().print(explained(settings, places))
         return 0
     with _apart(json):
-        prepared = flower_run.prepare(found, config, settings)
+        prepared = flower_run.prepare(found, config, settings, fold=not no_fast_path)
     give = None
     place: Place | None = None
     if hub and aws:

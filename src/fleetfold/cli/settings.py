@@ -20,15 +20,15 @@ _GROUP = Group("Settings", help="Also in fleetfold.toml, and as FLEETFOLD_… in
 PREFIX = "FLEETFOLD_"
 
 
-def _flag(name: str) -> tuple[str, Any, Any]:
+def _flag(name: str, shown: bool = True) -> tuple[str, Any, Any]:
     text = f"{meaning(name)} [default: {show(name, default(name))}]"
-    parameter = Parameter(help=text, group=_GROUP, show_default=False, negative="")
+    parameter = Parameter(help=text, group=_GROUP, show_default=False, negative="", show=shown)
     return name, Annotated[str | None, parameter], field(default=None)
 
 
-def flags_of(names: Iterable[str], called: str) -> Any:
-    """A class of flags for these settings, as text; None where one was not given."""
-    fields = [_flag(name) for name in names]
+def flags_of(names: Iterable[str], called: str, *, shown: bool = True) -> Any:
+    """A class of flags for these settings, as text; None where one was not given. `shown`: in the help."""
+    fields = [_flag(name, shown) for name in names]
     made = make_dataclass(called, fields, kw_only=True, namespace={"__module__": __name__})
     return Parameter(name="*")(made)
 

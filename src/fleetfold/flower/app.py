@@ -159,12 +159,13 @@ def _loaded(app: FlowerApp, what: str, reference: str, kind: type) -> Any:
         raise
     except ModuleNotFoundError as error:
         own = module == error.name or module.startswith(f"{error.name}.")
-        step = f"is {module.partition('.')[0]} in {app.app.root}?" if own else f"pip install {error.name}"
+        step = f"ls {app.app.root}" if own else f"pip install {error.name}"
         raise BadConfig(f"{place}: {error}", next=step) from error
     except Exception as error:
         if isinstance(error, AttributeError) and error.obj is sys.modules.get(module):
             raise BadConfig(f"{place}: {module} defines no {name!r}", next=_example(what)) from error
-        raise BadConfig(f"{place}: {blame(error, app.app.root)}") from error
+        file = f"{Path(error.filename or '').name} " if isinstance(error, SyntaxError) else ""
+        raise BadConfig(f"{place}: {file}{blame(error, app.app.root)}") from error
     if not isinstance(found, kind):
         raise BadConfig(
             f"{place} is a {type(found).__name__}, it has to be a {kind.__name__}", next=_example(what)

@@ -283,7 +283,7 @@ class FleetGrid(Grid):  # type: ignore[misc]
     def _hopeless(self) -> str:
         """Why there is no use in going on: too many exchanges in a row have failed, of which one was sent
         since this process began."""
-        return self.messenger.hopeless() if self.messenger.run().round > self._found else ""
+        return self.messenger.hopeless(self._found)
 
     def ended(self, number: int) -> bool:
         round = self.messenger.round(number)

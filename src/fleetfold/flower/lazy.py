@@ -9,6 +9,7 @@ So a server that has fifty answers of 50 MB has none of them in memory.
 import hashlib
 import mmap
 from contextlib import closing
+from functools import lru_cache
 from io import BytesIO
 from typing import Any
 from weakref import WeakSet
@@ -87,6 +88,10 @@ def _aligned(length: int) -> NDArray[np.uint8]:
     return room[begin : begin + length]
 
 
+USUAL = 256
+"""Bytes of a .npy file's header up to which it is remembered."""
+
+
 class LazyArray(Array):  # type: ignore[misc]
     """An Array of numpy's whose data is a view, or lies in a stored object. Untouched until `data` is set."""
 
@@ -106,8 +111,8 @@ class LazyArray(Array):  # type: ignore[misc]
         """(dtype, shape) of its numbers."""
         at: NDArray[Any] | tuple[Stored, Tensor] = self.__dict__["_at"]
         if isinstance(at, np.ndarray):
-            return str(at.dtype), tuple(at.shape)
-        return str(DTYPES[at[1].dtype]), tuple(at[1].shape)
+            return _named(at.dtype), tuple(at.shape)
+        return _named(DTYPES[at[1].dtype]), tuple(at[1].shape)
 
     @property
     def origin(self) -> tuple[Stored, Tensor] | None:
@@ -166,15 +171,30 @@ LazyArray.__qualname__ = Array.__qualname__
 def npy_view(data: bytes) -> tuple[NDArray[Any], bool] | None:
     """(the numbers of a .npy file in the order of C, without a copy if they lie so; whether they lay in that
     of Fortran). None if it is not one, whole, of numbers alone."""
-    file = BytesIO(data)
-    try:
-        of = np.lib.format
-        old = of.read_magic(file) == (1, 0)
-        shape, fortran, dtype = (of.read_array_header_1_0 if old else of.read_array_header_2_0)(file)
-    except (ValueError, TypeError, SyntaxError, OverflowError, RecursionError, MemoryError):
+    room = 10 if data[6:7] == b"\x01" else 12
+    begin = room + int.from_bytes(data[8:room], "little")
+    found = (_usual if begin <= USUAL else _header)(data[:begin])
+    if found is None:
         return None
-    begin = file.tell()
+    shape, fortran, dtype = found
     if dtype.hasobject or elements_of(shape) * dtype.itemsize != len(data) - begin:
         return None
     flat = np.frombuffer(data, dtype, elements_of(shape), begin)
     return flat.reshape(shape, order="F" if fortran else "C"), bool(fortran) and len(shape) > 1
+
+
+def _header(data: bytes) -> tuple[tuple[int, ...], bool, np.dtype[Any]] | None:
+    """(shape, whether in the order of Fortran, dtype), as numpy reads it; None if it does not."""
+    file = BytesIO(data)
+    try:
+        of = np.lib.format
+        old = of.read_magic(file) == (1, 0)
+        return (of.read_array_header_1_0 if old else of.read_array_header_2_0)(file)
+    except (ValueError, TypeError, SyntaxError, OverflowError, RecursionError, MemoryError):
+        return None
+
+
+_usual = lru_cache(1 << 10)(_header)
+"""numpy reads a header as a program's text, which takes longer than a small array's numbers."""
+_named = lru_cache(1 << 10)(str)
+"""A dtype's name, which numpy puts together each time."""

@@ -27,8 +27,10 @@ from fleetfold.errors import BadConfig, FleetfoldError, blame
 from fleetfold.flower import app as flower
 from fleetfold.flower import private
 from fleetfold.flower.app import FlowerApp
+from fleetfold.flower.checkpoint import Shelf
 from fleetfold.flower.client import seed
 from fleetfold.flower.grid import FleetGrid, Idle
+from fleetfold.flower.start import Durable, install
 from fleetfold.local.devices import simulated
 from fleetfold.local.run import Watch, at_work
 from fleetfold.round.run import Run, RunState
@@ -58,9 +60,10 @@ class Prepared(Struct, frozen=True, kw_only=True):
     server: Any  # its ServerApp
     settings: Settings
     fingerprint: str
+    fold: bool = True  # ours is used where it is exact
 
 
-def prepare(app: FlowerApp, config: Mapping[str, Any], settings: Settings) -> Prepared:
+def prepare(app: FlowerApp, config: Mapping[str, Any], settings: Settings, *, fold: bool = True) -> Prepared:
     """Load the app, find its functions and its data. Raises BadConfig."""
     rounds = config.get(ROUNDS)
     known = isinstance(rounds, int) and rounds > 0
@@ -70,7 +73,11 @@ def prepare(app: FlowerApp, config: Mapping[str, Any], settings: Settings) -> Pr
     seed(settings.seed)
     server = flower.server_app(app)
     return Prepared(
-        flower=app, server=server, settings=settings, fingerprint=flower.fingerprint(app.app.folder)
+        flower=app,
+        server=server,
+        settings=settings,
+        fingerprint=flower.fingerprint(app.app.folder),
+        fold=fold,
     )
 
 
@@ -100,7 +107,8 @@ def resume(place: Place, watch: Watch) -> Run:
     with held(place.folder, f"run {place.run}"):
         run = found(place)
         app = flower.find(run.app)
-        prepared = prepare(app, run.settings.app, run.settings)
+        about = msgspec.json.decode((place.folder / ABOUT).read_bytes())
+        prepared = prepare(app, run.settings.app, run.settings, fold=about["fold"])
         if run.state is RunState.FAILED:
             _again(place)
         return _drive(prepared, place, watch, found(place), resumed=True)
@@ -128,7 +136,7 @@ def _describe(prepared: Prepared, place: Place) -> None:
     about = {
         "app": prepared.flower.app.place, "serverapp": prepared.flower.serverapp,
         "clientapp": prepared.flower.clientapp, "config": prepared.settings.app,
-        "fingerprint": prepared.fingerprint, "flwr": private.installed(),
+        "fingerprint": prepared.fingerprint, "fold": prepared.fold, "flwr": private.installed(),
     }  # fmt: skip
     (place.folder / ABOUT).write_bytes(msgspec.json.encode(about))
 
@@ -150,7 +158,14 @@ def _drive(prepared: Prepared, place: Place, watch: Watch, run: Run, *, resumed:
             fingerprint=prepared.fingerprint, fleet=lambda: [device.name for device in ledger.fleet()],
             idle=idle,
         )  # fmt: skip
-        _main(prepared, messenger, grid)
+        shelf = Shelf(
+            place.run, wiring.objects(place), wiring.records(place), alone=wiring.where(place) != "cloud"
+        )
+        undo = install(Durable(shelf, fold=prepared.fold, keep=run.settings.keep))
+        try:
+            _main(prepared, messenger, grid)
+        finally:
+            undo()
         run = found(place)
         watch(run, 0)
     return run

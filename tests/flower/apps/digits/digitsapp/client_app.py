@@ -1,12 +1,13 @@
-"""The device's side: one ClientApp for each way in which Flower has them written, chosen by the run's strategy."""
+"""The device's side: a ClientApp for each way in which Flower has them written, by the run's strategy."""
 
 import numpy as np
-from digitsapp import task
 from flwr.app import ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.client import NumPyClient
 from flwr.client.mod import secaggplus_mod
 from flwr.clientapp import ClientApp
 from flwr.clientapp.mod import adaptiveclipping_mod, fixedclipping_mod
+
+from digitsapp import task
 
 
 def mine(context):
@@ -36,7 +37,9 @@ def evaluate(message, context):
 def train_trees(message, context):
     bagging = context.run_config["strategy"] == "FedXgbBagging"
     place, places = context.node_config["partition-id"], context.node_config["num-partitions"]
-    if not bagging:  # whose turn it is hangs on the node ids, which are chance: the round says whose data it is
+    if (
+        not bagging
+    ):  # whose turn it is hangs on the node ids, which are chance: the round says whose data it is
         place = message.content["config"]["server-round"] % places
     x, y = task.share(place, places)
     model = task.grow(message.content["arrays"]["0"].numpy().tobytes(), x, y, only_new=bagging)

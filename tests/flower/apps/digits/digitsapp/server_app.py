@@ -3,15 +3,16 @@
 import inspect
 
 import numpy as np
-from digitsapp import task
 from flwr.app import ArrayRecord
-from flwr.common import ndarrays_to_parameters, parameters_to_ndarrays
+from flwr.common import ndarrays_to_parameters
 from flwr.server import LegacyContext, ServerAppComponents, ServerConfig
 from flwr.server import ServerApp as LegacyServerApp
 from flwr.server.strategy import FedAvg as LegacyFedAvg
 from flwr.server.workflow import DefaultWorkflow, SecAggPlusWorkflow
 from flwr.serverapp import ServerApp
 from flwr.serverapp import strategy as strategies
+
+from digitsapp import task
 
 STRATEGIES = sorted(set(strategies.__all__) - {"Result", "Strategy"})
 """What the installed flwr has for apps of messages."""

@@ -6,6 +6,7 @@ the round, never from its node id: whoever runs the app comes to the same arrays
 
 from functools import cache
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ EPOCHS, RATE = 5, 0.5
 
 @cache
 def digits():
-    """(x [n, 64] in 0…1, y [n]), shuffled; read from scikit-learn's file, since importing it takes seconds."""
+    """(x [n, 64] in 0…1, y [n]), shuffled; from scikit-learn's file, since importing it takes seconds."""
     folder = Path(find_spec("sklearn").origin).parent
     table = np.loadtxt(folder / "datasets/data/digits.csv.gz", delimiter=",", dtype=np.float32)
     table = table[np.random.default_rng(0).permutation(len(table))]
@@ -43,7 +44,7 @@ def first_model(seed):
     """[weights, bias, weights, bias] in float32."""
     chance = np.random.default_rng(seed)
     arrays = []
-    for ins, outs in zip(SIZES, SIZES[1:], strict=False):
+    for ins, outs in pairwise(SIZES):
         arrays.append((chance.normal(size=(ins, outs)) / np.sqrt(ins)).astype(np.float32))
         arrays.append(np.zeros(outs, np.float32))
     return arrays
@@ -83,7 +84,7 @@ PARAMS = {"objective": "binary:logistic", "max_depth": 3, "eta": 0.3, "base_scor
 
 
 def grow(model, x, y, only_new):
-    """An xgboost model as JSON bytes, one round of trees further; b"" is none. `only_new`: those trees alone."""
+    """An xgboost model as JSON bytes, one tree further; b"" is none. `only_new`: that tree alone."""
     import xgboost
 
     data = xgboost.DMatrix(x, label=y % 2)
