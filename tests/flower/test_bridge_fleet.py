@@ -163,6 +163,30 @@ def test_a_bridge_that_is_killed_goes_on_and_nothing_is_trained_twice(system: Br
     )
 
 
+def test_devices_that_are_simulated_on_this_machine_do_as_well(tmp_path: Path) -> None:
+    home, place = tmp_path / "home", tmp_path / "result.npz"
+    hub.PROGRAM[:] = [sys.executable, "-m", "fleetfold"]
+    with SuperLink(tmp_path / "link") as link, (tmp_path / "bridge.log").open("ab") as log:
+        names = ("device-000", "device-001")
+        for name in names:
+            keyed(tmp_path / "keys", name)
+            link.register(tmp_path / "keys" / f"{name}.pub")
+        command = [
+            *hub.PROGRAM, "flower", "bridge", "--superlink", link.address, "--app", str(DIGITS),
+            "--root-certificates", str(link.root), "--keys", str(tmp_path / "keys"),
+        ]  # fmt: skip
+        environment = {**link.environment, "FLEETFOLD_HOME": str(home)}
+        bridge = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        try:
+            said, _ = link.submit(DIGITS, f'num-server-rounds=1 devices=2 result="{place}"').communicate(
+                timeout=300
+            )
+        finally:
+            bridge.send_signal(signal.SIGINT)
+            assert bridge.wait(60) == 0
+    assert place.exists(), said + (tmp_path / "bridge.log").read_text()
+
+
 def test_a_device_that_is_off_is_an_error_reply_in_time(system: Bridged) -> None:
     system.fleet.stop("device-001")
     system.fleet.until(lambda: not system.fleet.is_online("device-001"))

@@ -246,7 +246,8 @@ class Bridge:
             if standing.why and standing.state == "waiting":
                 self._log(f"{device}: its SuperNode ended: {standing.why}")
             elif standing.state == "connected":
-                self._log(f"{device}: its SuperNode is connected, as {standing.node}")
+                called = f", as {standing.node}" if standing.node else ""
+                self._log(f"{device}: its SuperNode is connected{called}")
             self._rows[device] = replace(row, standing=standing)
 
     def _leave(self) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from fleetfold.coordinator.opening import open_messages
 from fleetfold.errors import BadConfig
-from fleetfold.flower.bridge_lines import Forward
+from fleetfold.flower.bridge_lines import Forward, rounds
 from fleetfold.flower.bridge_post import Fleet
 from fleetfold.hub import desk, opening
 from fleetfold.hub.authority import site
@@ -37,7 +37,10 @@ def fleet(home: Path, superlink: str, devices: Sequence[str], patience: float) -
     def open(place: Place, forward: Forward) -> Run:
         wiring.attach(place)
         desk.queue(records, place.run, time.time())  # first: what is never opened is passed over
-        settings = Settings(devices=len(devices), app=forward.settings, deadline=patience, durability="power")
+        settings = Settings(
+            devices=len(devices), app=forward.settings, rounds=rounds(forward), deadline=patience,
+            durability="power",
+        )  # fmt: skip
         return open_messages(place.run, superlink, settings, [], wiring.ledger(place), time.time())
 
     def waiting(run: str) -> bool:

@@ -55,6 +55,12 @@ class Back(Struct, frozen=True, kw_only=True):
 FORWARD, BACK = msgspec.json.Decoder(Forward), msgspec.json.Decoder(Back)
 
 
+def rounds(forward: Forward) -> int:
+    """How many the app says that it does, for people; 1 where it does not."""
+    found = forward.settings.get("num-server-rounds")
+    return found if isinstance(found, int) and found > 0 else 1
+
+
 def failed(forward: Forward, why: str, code: int) -> Back:
     """An error of Flower's instead of an answer."""
     return Back(message=Envelope(id="", reply_to=forward.message.id, error=(code, why)))

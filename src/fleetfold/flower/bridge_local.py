@@ -11,7 +11,7 @@ from fleetfold.adapters.lock import held
 from fleetfold.agent.app import App
 from fleetfold.coordinator.opening import open_messages
 from fleetfold.errors import BadConfig
-from fleetfold.flower.bridge_lines import Forward
+from fleetfold.flower.bridge_lines import Forward, rounds
 from fleetfold.flower.bridge_post import Fleet
 from fleetfold.local.devices import simulated
 from fleetfold.local.run import at_work
@@ -40,7 +40,7 @@ def fleet(home: Path, superlink: str, app: App, settings: Settings) -> Fleet:
     everybody = [device.name for device in simulated(settings)]
 
     def open(place: Place, forward: Forward) -> Run:
-        own = replace(settings, app=forward.settings)
+        own = replace(settings, app=forward.settings, rounds=rounds(forward))
         return open_messages(place.run, superlink, own, everybody, local.ledger(place), time.time())
 
     @contextmanager
