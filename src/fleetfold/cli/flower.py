@@ -50,7 +50,9 @@ def run(
     *,
     run_config: Annotated[
         list[str] | None,
-        Parameter(help="changes to [tool.flwr.app.config]: 'key=1 other=\"text\"', or a .toml file"),
+        Parameter(
+            help="changes to [tool.flwr.app.config]: 'key=1 other=\"text\"', or a .toml file", negative=""
+        ),
     ] = None,
     hub: Annotated[bool, Parameter(help="on the devices of the hub in FLEETFOLD_HOME", negative="")] = False,
     aws: Annotated[bool, Parameter(help="on the devices of a stack on AWS", negative="")] = False,

@@ -238,7 +238,7 @@ class Call:
         for answer in answers:
             if answer.has_error():
                 log(WARNING, "\t> left out: node %d: %s", answer.metadata.src_node_id, answer.error.reason)
-        if not replies and (why := self._exchanges.messenger.hopeless()):
+        if not replies and (why := self._grid.hopeless()):
             raise Unavailable(f"run {self._shelf.run}: {why}", next=f"fleetfold show {self._shelf.run}")
         return replies
 

@@ -52,9 +52,10 @@ class Contents:
         return known[1]
 
     def _placed(self, content: RecordDict) -> Placed:
-        tensors, rest = records.parts(content)
-        if stored := records.stored_content(content):
+        if known := records.stored_parts(content):
+            stored, rest = known
             return Placed(stored.key, stored.digest(), stored.size, rest)
+        tensors, rest = records.parts(content)
         identity = _identity(content, tensors)
         if identity is not None and identity in self._arrays:
             _, digest, size = self._arrays[identity]

@@ -82,7 +82,7 @@ class FleetGrid(Grid):  # type: ignore[misc]
         found = list[str]()
 
         def enough() -> bool:
-            if why := self._hopeless():
+            if why := self.hopeless():
                 raise Unavailable(why)
             found[:] = self.messenger.devices()
             return len(found) >= self.settings.available
@@ -179,7 +179,7 @@ class FleetGrid(Grid):  # type: ignore[misc]
         self.until(lambda: self.ended(number))
         round = self.messenger.round(number)
         assert round is not None
-        if round.phase is Phase.FAILED and (why := self._hopeless()):
+        if round.phase is Phase.FAILED and (why := self.hopeless()):
             raise Unavailable(why)
         return round
 
@@ -280,7 +280,7 @@ class FleetGrid(Grid):  # type: ignore[misc]
             if self._gathering:
                 time.sleep(0.0005)  # another thread gets the lock
 
-    def _hopeless(self) -> str:
+    def hopeless(self) -> str:
         """Why there is no use in going on: too many exchanges in a row have failed, of which one was sent
         since this process began."""
         return self.messenger.hopeless(self._found)

@@ -71,8 +71,7 @@ _TABLE = msgspec.json.Decoder(_Table)
 
 def parts(content: RecordDict) -> tuple[Tensors, Any]:
     """The tensors of a content (views, where that can be), and the rest as JSON. Raises BadConfig."""
-    stored = stored_content(content)
-    tensors, table = _table(content, flat=_is_flat(content), touch=stored is None)
+    tensors, table = _table(content, flat=_is_flat(content), touch=True)
     text = msgspec.json.encode(table)
     if len(text) > SPILL:
         tensors, table = _table(content, flat=False, touch=True)
@@ -110,13 +109,14 @@ def stored_of(record: ArrayRecord) -> Stored | None:
     return stored if found == [(t.name, (stored, t)) for t in stored.header.tensors] else None
 
 
-def stored_content(content: RecordDict) -> Stored | None:
-    """The stored object that the tensors of a content are: nothing of it has to be uploaded."""
+def stored_parts(content: RecordDict) -> tuple[Stored, Any] | None:
+    """The same of a content whose tensors are a stored object, which is not read; None: they are not."""
     arrays = list(content.array_records.values())
     stored = stored_of(arrays[0]) if len(arrays) == 1 and _is_flat(content) else None
-    if stored and len(msgspec.json.encode(_table(content, flat=True, touch=False)[1])) > SPILL:
+    if stored is None:
         return None
-    return stored
+    text = msgspec.json.encode(_table(content, flat=True, touch=False)[1])
+    return (stored, msgspec.json.decode(text)) if len(text) <= SPILL else None
 
 
 def numbers(content: RecordDict) -> tuple[int, dict[str, float | None]]:
