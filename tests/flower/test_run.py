@@ -138,7 +138,7 @@ def test_what_all_devices_say_ends_the_run_and_is_said(desk: Desk) -> None:
     client.write_text(client.read_text().replace("    arrays =", "    1 / 0\n    arrays ="))
     _, errors, code = desk.run("flower", "run", "app", "--patience", "2")
     assert code == 1
-    assert "2 exchanges in a row failed (train)" in errors
+    assert "2 train exchanges in a row failed" in errors
     assert "client.py line 16, ZeroDivisionError" in errors
     client.write_text(client.read_text().replace("    1 / 0\n", ""))
     said, _, code = desk.run("flower", "run", "--resume", "latest")

@@ -199,7 +199,8 @@ class Messenger:
             failed = len(same) == run.settings.patience and all(r.phase is Phase.FAILED for r in same)
             if failed and same[0].number > since:
                 told = "".join(f"; {device}: {why}" for device, why in self.refusals(same[0].number)[:1])
-                return f"{len(same)} exchanges in a row failed ({label}), the last: {same[0].reason}{told}"
+                named = f"{len(same)} {label} exchanges".replace("  ", " ")
+                return f"{named} in a row failed; the last: {same[0].reason}{told}"
         return ""
 
     def retire(self, before: int, keep: Iterable[str] = (), *, after: int = 0) -> None:
