@@ -30,7 +30,7 @@ from fleetfold.messages import Envelope
 from tests.hub.conftest import free_port
 from tests.hub.pki import Authority
 
-SOON = 30.0
+SOON = 60.0
 
 
 def eventually(found: Callable[[], object]) -> None:
@@ -350,6 +350,15 @@ def test_supernodes_live_on_when_the_bridge_is_killed_and_the_next_bridge_has_th
         assert bridge.rows[0].standing is not None
         assert (bridge.rows[0].standing.pid, bridge.rows[0].standing.starts) == (pid, 1)
     assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_keeper_that_was_killed_has_a_successor_and_its_supernodes_too(tmp_path: Path) -> None:
+    with serving(tmp_path, Echo(), node(tmp_path, UP)) as bridge:
+        eventually(lambda: bridge.rows[0].standing and bridge.rows[0].standing.state == "connected")
+        before = standings(tmp_path)["a"].pid
+        os.kill(int((tmp_path / KEEPER).read_text()), signal.SIGKILL)
+        eventually(lambda: standings(tmp_path)["a"].pid not in (0, before))
+        assert not Path(f"/proc/{before}").exists()
 
 
 def test_supernodes_end_when_there_is_no_bridge_any_more(tmp_path: Path) -> None:

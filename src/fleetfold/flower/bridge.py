@@ -118,10 +118,10 @@ class Bridge:
         try:
             seconds = min(LOOK, max(0.0, self._post.step() - time.time()))
             self._troubles, saying = 0, ""
-            self._answer()
-        except FleetfoldError as error:
-            saying, seconds = error.sentence, pause(self._troubles, 0.1, 5.0, 0.7)
+        except Exception as error:  # noqa: BLE001 - whatever stands in a run's way, the others have a bridge
+            saying, seconds = _told(error), pause(self._troubles, 0.1, 5.0, 0.7)
             self._troubles += 1
+        self._answer()
         if saying and saying != self._said:
             self._log(saying)
         self._said = saying
@@ -133,7 +133,10 @@ class Bridge:
         self._supervise()
 
     def _accept(self, listener: socket.socket) -> None:
-        connection, _ = listener.accept()
+        try:
+            connection, _ = listener.accept()
+        except OSError:
+            return  # it has left again
         connection.setblocking(False)
         app = _App(connection)
         self._apps.append(app)
@@ -172,16 +175,19 @@ class Bridge:
         except Unavailable as error:
             self._log(f"{forward.device}: {error.sentence}")
             self._forget(app)  # it asks again
-        except FleetfoldError as error:
-            self._reply(app, failed(forward, error.sentence, RAISED))
         except Exception as error:  # noqa: BLE001 - one message's fault must not end the bridge
-            self._reply(app, failed(forward, f"a fault of the bridge itself: {blame(error)}", RAISED))
+            self._reply(app, failed(forward, _told(error), RAISED))
 
     def _answer(self) -> None:
         """Those whose answers have come, or will not come."""
         for app in [app for app in self._apps if app.forward]:
             assert app.forward is not None
-            back = self._post.back(app.forward)
+            try:
+                back = self._post.back(app.forward)
+            except Unavailable:
+                continue  # what stands in its run's way, `step` has said
+            except Exception as error:  # noqa: BLE001 - one message's fault must not end the bridge
+                back = failed(app.forward, _told(error), RAISED)
             if back is not None:
                 self._reply(app, back)
 
@@ -218,13 +224,13 @@ class Bridge:
     def _adopt(self) -> None:
         """Go on with the SuperNodes of a bridge that was killed, if they are those that are wanted."""
         folder = self._folder
-        wanted = msgspec.json.encode(self._plan)
         if held(folder / KEEPER):
-            if (folder / PLAN).read_bytes() == wanted:
+            before = msgspec.json.decode((folder / PLAN).read_bytes(), type=Plan)
+            if before.commands == self._plan.commands:
                 self._log("the SuperNodes of the bridge before are still there")
                 return
             self._end_keeper()
-        (folder / PLAN).write_bytes(wanted)
+        (folder / PLAN).write_bytes(msgspec.json.encode(self._plan))
         self._start_keeper()
 
     def _start_keeper(self) -> None:
@@ -267,6 +273,11 @@ class Bridge:
         if self._keeper is not None:
             with suppress(subprocess.TimeoutExpired):
                 self._keeper.wait(1)
+
+
+def _told(error: Exception) -> str:
+    known = isinstance(error, FleetfoldError)
+    return error.sentence if known else f"a fault of the bridge itself: {blame(error)}"  # type: ignore[attr-defined]
 
 
 def _doing(message: Envelope) -> str:

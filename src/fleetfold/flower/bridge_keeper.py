@@ -201,7 +201,8 @@ def _keep(folder: Path, plan: Plan) -> None:
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    watched = [Watched(node, time.time()) for node in plan.nodes]
+    begin = time.time() + (TOLD if _end_those_before(folder) else 0.0)
+    watched = [Watched(node, begin) for node in plan.nodes]
     told: list[Standing] = []
     seen = time.monotonic()
     try:
@@ -218,6 +219,17 @@ def _keep(folder: Path, plan: Plan) -> None:
     finally:
         _leave(watched)
         (folder / STANDING).unlink(missing_ok=True)
+
+
+def _end_those_before(folder: Path) -> bool:
+    """SuperNodes whose keeper was killed, where the kernel has not ended them with it. → whether there were
+    some: what they were at is then lost, and the SuperLink has to see that before they come again."""
+    left = standings(folder)
+    for standing in left.values():
+        with suppress(OSError):
+            if standing.pid and b"supernode" in Path(f"/proc/{standing.pid}/cmdline").read_bytes():
+                os.killpg(standing.pid, signal.SIGTERM)
+    return bool(left)
 
 
 def _leave(watched: list[Watched]) -> None:

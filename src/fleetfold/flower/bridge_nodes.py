@@ -75,6 +75,11 @@ class Plan(Struct, frozen=True, kw_only=True):
     nodes: tuple[Node, ...]
     grace: float = GRACE
 
+    @property
+    def commands(self) -> list[tuple[str, tuple[str, ...]]]:
+        """What two plans have in common whose SuperNodes are the same."""
+        return [(node.device, node.command) for node in self.nodes]
+
 
 def reach(link: Link) -> None:
     """Raises BadConfig or Unavailable that says why no SuperNode could get in: found out here, before any is
