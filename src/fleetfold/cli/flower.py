@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from fleetfold.cli.board import terminal
+from fleetfold.cli.flower_bridge import bridge
 from fleetfold.cli.hub import installed
 from fleetfold.cli.places import existing
 from fleetfold.cli.run import driven, free_place, installed_aws
@@ -25,9 +26,11 @@ flower = App(
     name="flower",
     help="""Run Flower's apps, as they are, on devices of ours: no SuperLink, no SuperNodes, no Ray.
 
-    - `fleetfold flower run FOLDER`, of an app that `flwr new` has made, or one of your own""",
+    - `fleetfold flower run FOLDER`, of an app that `flwr new` has made, or one of your own
+    - `fleetfold flower bridge`, where there is a SuperLink already: devices of ours as its SuperNodes""",
     help_format="markdown",
 )
+flower.command(bridge)
 
 SETTINGS = (
     "devices", "workers", "seed", "cohort", "over_select", "select", "where", "available", "offline",
