@@ -41,15 +41,16 @@ Idle = Callable[[float], None]
 
 class FleetGrid(Grid):  # type: ignore[misc]
     """`fingerprint`: of the app, which answers have to name. `fleet`: names of all devices. `idle`: see Idle;
-    what it raises ends the app."""
+    what it raises ends the app. `look`: seconds between two looks at the run."""
 
     def __init__(
         self, messenger: Messenger, objects: Objects, run: str, settings: Settings, *, fingerprint: str,
         fleet: Callable[[], Iterable[str]], idle: Idle, clock: Callable[[], float] = time.time,
+        look: float = LOOK,
     ) -> None:  # fmt: skip
         self.messenger, self.settings = messenger, settings
         self.letters = Letters(objects, run, fingerprint, fleet)
-        self._idle, self._clock, self._run = idle, clock, None
+        self._idle, self._clock, self._look, self._run = idle, clock, look, None
         self._found = messenger.run().round  # exchanges that were there already
         self._number = 0  # of the newest exchange that the app's main thread has sent
         self._lock, self._owner = threading.RLock(), threading.get_ident()
@@ -287,7 +288,7 @@ class FleetGrid(Grid):  # type: ignore[misc]
                 wake = self.messenger.step()
                 if done() or time.monotonic() >= end:
                     return
-                look = GATHER if self._gathering else LOOK
+                look = GATHER if self._gathering else self._look
                 self._idle(max(0.0, min(wake - self._clock(), look, end - time.monotonic())))
             if self._gathering:
                 time.sleep(0.0005)  # another thread gets the lock

@@ -26,7 +26,7 @@ from fleetfold.flower import private
 from fleetfold.flower.app import FlowerApp
 from fleetfold.flower.checkpoint import Shelf
 from fleetfold.flower.client import seed
-from fleetfold.flower.grid import FleetGrid, Idle
+from fleetfold.flower.grid import LOOK, FleetGrid, Idle
 from fleetfold.flower.opening import Ways, again, begun, configured, describe, found, ways
 from fleetfold.flower.start import Durable, installed
 from fleetfold.local.devices import simulated
@@ -41,7 +41,7 @@ from flwr.app import Context, RecordDict  # noqa: E402
 
 LOG = "server.log"
 """In the run's folder: what Flower says, and the whole of an error of the app's."""
-SOON, LOOK = 0.05, 1.0
+SOON, PAID = 0.05, 1.0
 """Seconds between two looks at what others have taken in, and where each is paid for."""
 Give = Callable[[App, Settings, Place], object]
 """Opens a run that others take in for."""
@@ -132,6 +132,7 @@ def _serve(prepared: Prepared, place: Place, messenger: Messenger, idle: Idle) -
     grid = FleetGrid(
         messenger, objects, place.run, settings, fingerprint=prepared.fingerprint,
         fleet=lambda: [device.name for device in ledger.fleet()], idle=idle,
+        look=PAID if wiring.where(place) == "cloud" else LOOK,
     )  # fmt: skip
     if ways.process:
         _main(prepared, messenger, grid)
@@ -199,7 +200,7 @@ def _exchanges(prepared: Prepared, place: Place, watch: Watch, run: Run) -> Iter
         case "cloud":
             from fleetfold.aws import opening
 
-            yield opening.messenger(place), shown(0, lambda seconds: time.sleep(min(seconds, LOOK)))
+            yield opening.messenger(place), shown(0, time.sleep)
 
 
 @contextmanager
