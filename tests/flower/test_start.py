@@ -353,3 +353,29 @@ def test_another_process_that_has_gone_on_is_not_overtaken() -> None:
     ours(main, field)
     with installed(slow), pytest.raises(Unavailable, match="another process has gone on"):
         main(grid)
+
+
+def test_wrong_keys_nan_and_silence_are_left_out_and_the_round_says_so() -> None:
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        place = int(context.node_config["partition-id"])
+        arrays = {n: Array(a.numpy() + place) for n, a in message.content["arrays"].items()}
+        if place == 1:
+            arrays["another"] = arrays.pop(next(iter(arrays)))
+        if place == 2:
+            arrays = {n: Array(a.numpy() * np.float32(np.nan)) for n, a in arrays.items()}
+        metrics = MetricRecord({"num-examples": 1, "loss": 1.0})
+        return Message(RecordDict({"arrays": ArrayRecord(arrays), "m": metrics}), reply_to=message)
+
+    for fold in (True, False):
+        field = Field(app, 4, silent=1, quorum=2, deadline=9.0)
+        result = ours(main_of(lambda: flower.FedAvg(fraction_evaluate=0.0), rounds=1), field, fold=fold)
+        (round,) = field.rounds()
+        assert (round.phase, sorted(round.arrived)) == (Phase.DONE, [0, 3])
+        for name, array in model().items():
+            assert np.allclose(result.arrays[name].numpy(), array.numpy() + 1.5)
+        refused = dict(field.grid().messenger.refusals(1))
+        assert "is missing" in refused["d1"]
+        assert "not finite" in refused["d2"]
