@@ -27,3 +27,15 @@ def test_an_app_on_a_hubs_fleet_comes_to_what_it_comes_to_here(tmp_path: Path) -
         said, errors, code = desk.run("flower", "run", "--resume", "latest")
         assert (code, errors) == (0, "")
         assert ends(said) == here
+
+
+def test_an_app_on_a_hubs_fleet_has_a_process_only_while_there_is_something_to_do(tmp_path: Path) -> None:
+    desk = Desk(tmp_path)
+    here = ends(desk.run("flower", "run", "app", "--devices", str(DEVICES))[0])
+    with Fleet(tmp_path, desk.app, DEVICES):
+        words = ("flower", "run", "app", "--hub", "--suspend", "--available", str(DEVICES))
+        said, errors, code = desk.run(*words)
+    assert (code, errors) == (0, "")
+    assert ends(said) == here
+    (log,) = desk.folder.glob("home/runs/app-2/server.log")
+    assert log.read_text().count("Going on with FedAdam") >= 6

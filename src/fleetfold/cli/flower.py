@@ -121,19 +121,16 @@ def run(
     if explain:
         terminal().print(explained(settings, places))
         return 0
+    drive: Any
     if suspend:
-        if hub or aws:
-            raise BadConfig(
-                "--suspend is for devices of this machine", next=f"fleetfold flower run {folder} --suspend"
-            )
         from fleetfold.flower import turns
 
-        place = new_place(wiring.home(), found.app.name)
-        return _driven(place, json, partial(turns.start, found, config, settings, ways, place))
-    from fleetfold.flower import run as flower_run
+        drive = partial(turns.start, found, config, settings, ways)
+    else:
+        from fleetfold.flower import run as flower_run
 
-    with _apart(json):
-        prepared = flower_run.prepare(found, config, settings, ways)
+        with _apart(json):
+            drive = partial(flower_run.start, flower_run.prepare(found, config, settings, ways))
     give = None
     if hub and aws:
         raise BadConfig(
@@ -152,8 +149,8 @@ def run(
         account = on_aws.check(wiring.home(), stack)
         place = free_place(found.app.name, lambda run: on_aws.is_taken(account, run))
         give = partial(on_aws.submit_messages, account)
-    place = place or new_place(wiring.home(), found.app.name)
-    return _driven(place, json, partial(flower_run.start, prepared, place, give=give))
+    chosen = place or new_place(wiring.home(), found.app.name)
+    return _driven(chosen, json, lambda watch: drive(place=chosen, watch=watch, give=give))
 
 
 def _resumed(name: str, folder: str | None, run_config: list[str] | None, flags: Any, json: bool) -> int:
@@ -168,17 +165,17 @@ def _resumed(name: str, folder: str | None, run_config: list[str] | None, flags:
 
     place = existing(name)
     flower_opening.found(place)
+    if wiring.where(place) == "hub":
+        installed()
+        from fleetfold.hub import opening
+
+        opening.again(place)
     if flower_opening.ways(place).suspend:
         from fleetfold.flower import turns
 
         return _driven(place, json, partial(turns.resume, place))
     from fleetfold.flower import run as flower_run
 
-    if wiring.where(place) == "hub":
-        installed()
-        from fleetfold.hub import opening
-
-        opening.again(place)
     return _driven(place, json, partial(flower_run.resume, place))
 
 

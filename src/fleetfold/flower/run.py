@@ -120,8 +120,13 @@ def turn(place: Place) -> None:
     run = found(place)
     prepared = prepare(flower.find(run.app), run.settings.app, run.settings, ways(place))
     with logged(place.folder / LOG):
-        messenger = wiring.messenger(place, run.settings, None, time.time)
-        _serve(prepared, place, messenger, lambda seconds: time.sleep(min(seconds, SOON)))
+        if wiring.where(place) == "cloud":
+            from fleetfold.aws import opening
+
+            messenger, look = opening.messenger(place), LOOK
+        else:
+            messenger, look = wiring.messenger(place, run.settings, None, time.time), SOON
+        _serve(prepared, place, messenger, lambda seconds: time.sleep(min(seconds, look)))
 
 
 def _serve(prepared: Prepared, place: Place, messenger: Messenger, idle: Idle) -> None:

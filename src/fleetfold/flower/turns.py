@@ -1,7 +1,7 @@
 """A run whose ServerApp has a process only while there is something for it to do (`--suspend`).
 
-    this process: devices, bus, exchanges   ──something to merge, or nothing open──▶  server.py: one turn
-                  ▲                         ◀── exit 75: sent, and committed ──────────┘
+    this process: devices, bus, exchanges  ── something to merge, or nothing open ──▶  server.py: one turn
+    (or a hub has them, or functions)      ◀── exit 75: sent, and committed ────────────┘
 
 It never imports Flower: what waits for devices takes the memory of a run of ours.
 """
@@ -10,13 +10,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import msgspec
 
 from fleetfold.adapters.lock import held
+from fleetfold.agent.app import App
 from fleetfold.coordinator.opening import open_messages
 from fleetfold.errors import BadConfig, Unavailable
 from fleetfold.flower import app as flower
@@ -26,6 +27,7 @@ from fleetfold.flower.opening import Ways, again, begun, configured, describe, f
 from fleetfold.local.devices import simulated
 from fleetfold.local.run import Watch, at_work
 from fleetfold.round.run import Run, RunState
+from fleetfold.round.state import Phase
 from fleetfold.settings import Settings
 from fleetfold.wiring import local as wiring
 from fleetfold.wiring.faults import FAULTS
@@ -39,13 +41,21 @@ IN_VAIN = 5
 """Turns in a row that send nothing, or die, after which something is wrong."""
 
 
+Give = Callable[[App, Settings, Place], object]
+"""Opens a run that others take in for."""
+
+
 def start(
-    app: FlowerApp, config: Mapping[str, Any], settings: Settings, ways: Ways, place: Place, watch: Watch
-) -> Run:
-    """Open a new run on devices of this machine, and drive it to its end."""
+    app: FlowerApp, config: Mapping[str, Any], settings: Settings, ways: Ways, place: Place, watch: Watch,
+    give: Give | None = None,
+) -> Run:  # fmt: skip
+    """Open a new run and drive it to its end: on devices of this machine, or of whom `give` gives it to."""
     settings = configured(config, settings)
     with held(place.folder, f"run {place.run}"):
         describe(app, settings, ways, place)
+        if give is not None:
+            give(app.app, settings, place)
+            return _drive(app, place, found(place), watch, resumed=True)
         return _drive(app, place, begun(app, settings, place.run), watch, resumed=False)
 
 
@@ -62,25 +72,19 @@ def _drive(app: FlowerApp, place: Place, run: Run, watch: Watch, *, resumed: boo
     if run.state is not RunState.RUNNING:
         watch(run, 0)
         return run
-    settings = run.settings
-    with at_work(app.app, place, run, watch) as (workers, control):
-        messenger = wiring.messenger(place, settings, control, time.time, merges=False)
-        if resumed:
-            messenger.resume()
-        else:
-            names = [device.name for device in simulated(settings)]
-            open_messages(run.name, run.app, settings, names, wiring.ledger(place), time.time())
+    with _fleet(app, place, run, watch, resumed=resumed) as (step, wait, ready):
         in_vain, environment = 0, dict(os.environ)
         while (run := found(place)).state is RunState.RUNNING:
-            if (wake := messenger.step()) < float("inf"):
-                watch(run, workers.ready)
-                workers.wait(min(max(0.0, wake - time.time()), LOOK))
+            step()
+            if not _is_due(place):
+                watch(run, ready())
+                wait(LOOK)
                 continue
             with _turn(place, environment) as process:
                 while process.poll() is None:
-                    messenger.step()
-                    watch(run, workers.ready)
-                    workers.wait(AT_WORK)
+                    step()
+                    watch(run, ready())
+                    wait(AT_WORK)
             _hear(place, process.returncode)
             environment.pop(FAULTS, None)  # a fault that was asked for strikes once
             in_vain = in_vain + 1 if found(place).round == run.round else 0
@@ -91,6 +95,32 @@ def _drive(app: FlowerApp, place: Place, run: Run, watch: Watch, *, resumed: boo
                 )
     watch(run, 0)
     return run
+
+
+def _is_due(place: Place) -> bool:
+    """Whether there is something for the app to do: to merge what came, or to send what is next."""
+    run = found(place)
+    newest = wiring.ledger(place).round(run.name, run.round, "message") if run.round else None
+    return newest is None or newest[0].phase is not Phase.OPEN
+
+
+Fleet = tuple[Callable[[], object], Callable[[float], None], Callable[[], int]]
+"""Drives the exchanges as far as they go now; lets time pass; says how many workers are ready."""
+
+
+@contextmanager
+def _fleet(app: FlowerApp, place: Place, run: Run, watch: Watch, *, resumed: bool) -> Iterator[Fleet]:
+    if wiring.where(place) != "here":  # others drive it
+        yield (lambda: None), time.sleep, (lambda: 0)
+        return
+    with at_work(app.app, place, run, watch) as (workers, control):
+        messenger = wiring.messenger(place, run.settings, control, time.time, merges=False)
+        if resumed:
+            messenger.resume()
+        else:
+            names = [device.name for device in simulated(run.settings)]
+            open_messages(run.name, run.app, run.settings, names, wiring.ledger(place), time.time())
+        yield messenger.step, workers.wait, (lambda: workers.ready)
 
 
 @contextmanager
