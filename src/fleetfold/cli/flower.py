@@ -104,6 +104,11 @@ def run(
             )
     nodes = {"devices": found.nodes} if found.nodes else {}
     settings, places = settings_of(found.app, flags, {"pyproject.toml": nodes})
+    if settings.app:
+        raise BadConfig(
+            f"{places['app']}: [app] is for apps of fleetfold's own: here it is [tool.flwr.app.config]",
+            next=f"move it to {found.app.place}, or use --run-config",
+        )
     config = flower_app.configured(found, run_config or [])
     if explain:
         terminal().print(explained(settings, places))

@@ -6,6 +6,7 @@ Exchanges are numbered in the order in which the app sends them, so that an app 
 death, and sends them again, is answered from the record. What threads send: gathering.py.
 """
 
+import gc
 import math
 import threading
 import time
@@ -82,7 +83,7 @@ class FleetGrid(Grid):  # type: ignore[misc]
         found = list[str]()
 
         def enough() -> bool:
-            if why := self.hopeless():
+            if threading.get_ident() == self._owner and (why := self.hopeless()):
                 raise Unavailable(why)
             found[:] = self.messenger.devices()
             return len(found) >= self.settings.available
@@ -160,6 +161,11 @@ class FleetGrid(Grid):  # type: ignore[misc]
                 self.letters.contents.fresh()
             return number
 
+    def is_batch(self, messages: Sequence[Message]) -> bool:
+        """Whether they can go in one exchange."""
+        nodes = [message.metadata.dst_node_id for message in messages]
+        return len(set(nodes)) == len(nodes) and all(map(self.letters.device, nodes))
+
     def terms(self, messages: Sequence[Message], timeout: float | None) -> Terms:
         """Of messages of which nothing is known but themselves."""
         waited = self._patience(messages)
@@ -200,10 +206,13 @@ class FleetGrid(Grid):  # type: ignore[misc]
                 found.setdefault(device, self.letters.error(asked, private.NO_REPLY, why))
         return list(found.values())
 
-    def retire(self, before: int) -> None:
-        """Nobody will ask for exchanges before that one again: what they left is removed, but for arrays that
-        the app still has."""
-        self.messenger.retire(before, self.letters.held(before))
+    def retire(self, before: int, *, after: int = 0) -> None:
+        """Nobody will ask for exchanges before that one and after the other again: what they left is removed,
+        but for arrays that the app still has."""
+        if held := self.letters.held(before):
+            gc.collect()  # Flower's records are in cycles, and live on for a while
+            held = self.letters.held(before)
+        self.messenger.retire(before, held, after=after)
 
     # Sending
 

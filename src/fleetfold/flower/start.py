@@ -8,7 +8,6 @@ Several calls in one main() are told apart by their number; those that have retu
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
@@ -17,6 +16,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from fleetfold.flower.again import Again
 from fleetfold.flower.call import Call, Ended, Evaluate, ended_calls
 from fleetfold.flower.checkpoint import Shelf
+from fleetfold.flower.grid import FleetGrid
 
 
 class Durable:
@@ -30,8 +30,9 @@ class Durable:
         """Whether a call is going on: what is sent outside of it lives in the app's process alone."""
 
     def start(
-        self, strategy: Strategy, grid: Any, initial_arrays: ArrayRecord, num_rounds: int, timeout: float,
-        train_config: ConfigRecord, evaluate_config: ConfigRecord, evaluate_fn: Evaluate | None,
+        self, strategy: Strategy, grid: FleetGrid, initial_arrays: ArrayRecord, num_rounds: int,
+        timeout: float, train_config: ConfigRecord, evaluate_config: ConfigRecord,
+        evaluate_fn: Evaluate | None,
     ) -> Result:  # fmt: skip
         self._calls += 1
         body = self._body
@@ -77,7 +78,7 @@ def install(durable: Durable) -> Callable[[], None]:
         train_config: ConfigRecord | None = None, evaluate_config: ConfigRecord | None = None,
         evaluate_fn: Evaluate | None = None,
     ) -> Result:  # fmt: skip
-        if not hasattr(grid, "answers"):  # it is no grid of ours
+        if not isinstance(grid, FleetGrid):
             return flowers(
                 self, grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config, evaluate_fn
             )
