@@ -18,7 +18,8 @@ from fleetfold.adapters.faults import Died, Faults, simulated_death
 from fleetfold.errors import BadConfig, Unavailable
 from fleetfold.flower.checkpoint import Shelf
 from fleetfold.flower.grid import FleetGrid
-from fleetfold.flower.start import Durable, install
+from fleetfold.flower.leaving import Suspend
+from fleetfold.flower.start import Durable, installed
 from fleetfold.ports import fetch
 from fleetfold.round.state import Phase
 from tests.flower import field as fields
@@ -95,11 +96,9 @@ def ours(main: Main, field: Field, *, fold: bool = True, keep: int = 2) -> Resul
     random.seed(1)
     np.random.seed(1)
     shelf = Shelf("r", field.objects, field.records)
-    undo = install(Durable(shelf, fold=fold, keep=keep))
-    try:
-        return main(field.grid())
-    finally:
-        undo()
+    grid = field.grid()
+    with installed(Durable(shelf, grid, fold=fold, keep=keep)):
+        return main(grid)
 
 
 def dying(main: Main, field: Field, at: int) -> bool:
@@ -321,7 +320,7 @@ def test_what_cannot_be_stored_is_named_before_anything_is_sent() -> None:
 
 def test_a_round_without_a_quorum_gives_no_arrays_and_the_run_goes_on() -> None:
     field = Field(client(), 4, silent=4, quorum=5, deadline=5.0, patience=3)
-    with pytest.raises(Unavailable, match="3 exchanges in a row failed"):
+    with pytest.raises(Unavailable, match="3 train exchanges in a row failed"):
         ours(main_of(flower.FedAvg, rounds=9), field)
     assert [round.phase for round in field.rounds()] == [Phase.FAILED] * 3
 
@@ -349,12 +348,116 @@ def test_a_start_of_the_users_own_is_his() -> None:
 
 def test_another_process_that_has_gone_on_is_not_overtaken() -> None:
     field = Field(client())
-    slow = Durable(Shelf("r", field.objects, field.records))
+    grid = field.grid()
+    slow = Durable(Shelf("r", field.objects, field.records), grid)
     main = main_of(flower.FedAvg, rounds=1)
     ours(main, field)
-    undo = install(slow)
-    try:
-        with pytest.raises(Unavailable, match="another process has gone on"):
-            main(field.grid())
-    finally:
-        undo()
+    with installed(slow), pytest.raises(Unavailable, match="another process has gone on"):
+        main(grid)
+
+
+def in_turns(main: Main, field: Field) -> tuple[Result, int]:
+    """The same app, whose process ends where it would wait. → what it comes to, and after how many turns."""
+    for turn in range(1, 100):
+        random.seed(1)
+        np.random.seed(1)
+        grid = field.grid()
+        shelf = Shelf("r", field.objects, field.records)
+        try:
+            with installed(Durable(shelf, grid, leaves=True)):
+                return main(grid), turn
+        except Suspend:
+            field.idle(0.0)
+    raise AssertionError("it never came to its end")
+
+
+@pytest.mark.parametrize("name", ["FedAvgM", "FedAdam", "Krum", "private, adaptive"])
+def test_an_app_that_leaves_wherever_it_would_wait_comes_to_the_same_bytes(name: str) -> None:
+    main = main_of(EVERY[name])
+    expected = ours(main, Field(client()))
+    field = Field(client())
+    result, turns = in_turns(main, field)
+    assert numbers(result.arrays) == numbers(expected.arrays)
+    assert plain(result) == plain(expected)
+    assert turns == 1 + 2 * 3
+    assert not trained_twice(field)
+
+
+def test_an_app_that_catches_every_exception_leaves_all_the_same() -> None:
+    def main(grid: FleetGrid) -> Result:
+        try:
+            return main_of(flower.FedAvg)(grid)
+        except Exception as error:
+            raise AssertionError from error
+
+    assert in_turns(main, Field(client()))[1] == 7
+
+
+def test_what_an_app_sends_by_itself_keeps_its_process_and_says_so(capfd: pytest.CaptureFixture[str]) -> None:
+    def main(grid: FleetGrid) -> Result:
+        content = RecordDict({"arrays": model()})
+        replies = list(
+            grid.send_and_receive([Message(content, node, "evaluate") for node in grid.get_node_ids()])
+        )
+        assert len(replies) == 4
+        return flower.FedAvg().start(grid, model(), num_rounds=1)
+
+    field = Field(client())
+    in_turns(main, field)
+    assert "lives in its process, which is kept for it" in capfd.readouterr().err
+    assert not trained_twice(field)
+
+
+def test_a_reply_that_a_strategy_of_the_users_finds_unlike_the_others_is_left_out() -> None:
+    class Own(flower.FedAvg):
+        def aggregate_train(self, server_round: int, replies: Any) -> Any:
+            return super().aggregate_train(server_round, replies)
+
+    app = client()
+
+    def wrong(task: Any) -> None:
+        field.client._app = other if task.device == "d2" else app
+
+    other = ClientApp()
+
+    @other.train()
+    def train(message: Message, context: Context) -> Message:
+        record = ArrayRecord({"other": Array(np.ones(3))})
+        metrics = MetricRecord({"num-examples": 1})
+        return Message(RecordDict({"arrays": record, "metrics": metrics}), reply_to=message)
+
+    @other.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        metrics = MetricRecord({"num-examples": 1, "size": 0.0})
+        return Message(RecordDict({"metrics": metrics}), reply_to=message)
+
+    field = Field(app)
+    field.before = wrong
+    result = ours(main_of(Own), field)
+    assert list(result.arrays) == list(SHAPES)
+    assert sorted(result.train_metrics_clientapp) == [1, 2, 3]
+
+
+def test_a_reply_with_other_arrays_is_refused_alone() -> None:
+    other = ClientApp()
+
+    @other.train()
+    def train(message: Message, context: Context) -> Message:
+        arrays = ArrayRecord({n: Array(a.numpy() * np.nan) for n, a in message.content["arrays"].items()})
+        metrics = MetricRecord({"num-examples": 1, "loss": 0.0})
+        return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
+
+    @other.evaluate()
+    def evaluate(message: Message, context: Context) -> Message:
+        return Message(RecordDict({"metrics": MetricRecord({"num-examples": 1})}), reply_to=message)
+
+    app = client()
+    field = Field(app, quorum=3)
+
+    def wrong(task: Any) -> None:
+        field.client._app = other if task.device == "d2" else app
+
+    field.before = wrong
+    result = ours(main_of(flower.FedAdam), field)
+    assert all(np.isfinite(a.numpy()).all() for a in result.arrays.values())
+    assert [len(round.arrived) for round in field.rounds()] == [3] * 6

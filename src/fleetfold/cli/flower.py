@@ -61,6 +61,12 @@ def run(
     no_fast_path: Annotated[
         bool, Parameter(help="aggregate as Flower does, also where our fold comes to the same", negative="")
     ] = False,
+    suspend: Annotated[
+        bool, Parameter(help="end the app's process while devices train, and start it again", negative="")
+    ] = False,
+    keep_process: Annotated[
+        bool, Parameter(help="store nothing of the strategy: the run needs its process", negative="")
+    ] = False,
     json: Annotated[
         bool, Parameter(help="print one JSON object an exchange instead of the table", negative="")
     ] = False,
@@ -92,12 +98,14 @@ def run(
     if folder is None:
         raise BadConfig("which app?", next="fleetfold flower run FOLDER, or --resume latest")
     from fleetfold.flower import app as flower_app
-    from fleetfold.flower import run as flower_run
+    from fleetfold.flower import opening
 
     found = flower_app.find(folder)
+    place: Place | None = None
+    ways = opening.Ways(fold=not no_fast_path, process=keep_process, suspend=suspend)
     for name, value in vars(others).items():
         if value is not None:
-            key = flower_run.ROUNDS if name == "rounds" else "key"
+            key = opening.ROUNDS if name == "rounds" else "key"
             raise BadConfig(
                 f"--{name.replace('_', '-')} is for apps of fleetfold's own: here the app's strategy says it",
                 next=f"fleetfold flower run {folder} --run-config '{key}={value}'",
@@ -113,10 +121,20 @@ def run(
     if explain:
         terminal().print(explained(settings, places))
         return 0
+    if suspend:
+        if hub or aws:
+            raise BadConfig(
+                "--suspend is for devices of this machine", next=f"fleetfold flower run {folder} --suspend"
+            )
+        from fleetfold.flower import turns
+
+        place = new_place(wiring.home(), found.app.name)
+        return _driven(place, json, partial(turns.start, found, config, settings, ways, place))
+    from fleetfold.flower import run as flower_run
+
     with _apart(json):
-        prepared = flower_run.prepare(found, config, settings, fold=not no_fast_path)
+        prepared = flower_run.prepare(found, config, settings, ways)
     give = None
-    place: Place | None = None
     if hub and aws:
         raise BadConfig(
             "a run is on a hub or on AWS, not on both", next=f"fleetfold flower run {folder} --hub"
@@ -146,10 +164,16 @@ def _resumed(name: str, folder: str | None, run_config: list[str] | None, flags:
         raise BadConfig(
             f"{what} cannot be changed in a run that has begun", next=f"fleetfold flower run --resume {name}"
         )
-    from fleetfold.flower import run as flower_run
+    from fleetfold.flower import opening as flower_opening
 
     place = existing(name)
-    flower_run.found(place)
+    flower_opening.found(place)
+    if flower_opening.ways(place).suspend:
+        from fleetfold.flower import turns
+
+        return _driven(place, json, partial(turns.resume, place))
+    from fleetfold.flower import run as flower_run
+
     if wiring.where(place) == "hub":
         installed()
         from fleetfold.hub import opening

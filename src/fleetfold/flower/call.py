@@ -24,6 +24,7 @@ from fleetfold.flower.again import Again
 from fleetfold.flower.checkpoint import Arrays, Pointer, Shelf
 from fleetfold.flower.grid import FleetGrid
 from fleetfold.flower.lazy import LazyArray
+from fleetfold.flower.leaving import Suspend
 from fleetfold.flower.plain import Plain
 from fleetfold.flower.state import Piece
 from fleetfold.messages import Metrics
@@ -63,13 +64,15 @@ class Ended(Struct, frozen=True, kw_only=True):
 
 
 class Call:
-    """`fold`: our fold is used where it is exact. `keep`: rounds whose answers are kept, 0: all."""
+    """The rest as of `Durable`."""
 
     def __init__(
         self, shelf: Shelf, strategy: Strategy, grid: FleetGrid, timeout: float, train_config: ConfigRecord,
         evaluate_config: ConfigRecord, evaluate_fn: Evaluate | None, *, fold: bool, keep: int,
+        leaves: bool = False,
     ) -> None:  # fmt: skip
-        self._shelf, self._strategy, self._timeout, self._keep = shelf, strategy, timeout, keep
+        self._shelf, self._strategy, self._timeout = shelf, strategy, timeout
+        self._keep, self._leaves = keep, leaves
         self._grid = grid
         self._configs = {"train": train_config, "evaluate": evaluate_config}
         self._evaluate_fn, self._result = evaluate_fn, Result()
@@ -217,6 +220,9 @@ class Call:
             sent = self._grid.send(messages, self._terms(messages))
             self._stand = replace(stand, sent=sent)
             self._commit()
+        self._grid.messenger.step()
+        if self._leaves and not self._grid.ended(self._stand.sent):
+            raise Suspend
         return self._replies(self._grid.answers(self._stand.sent))
 
     def _replies(self, answers: Iterable[Message]) -> list[Message]:

@@ -55,6 +55,7 @@ class FleetGrid(Grid):  # type: ignore[misc]
         self._lock, self._owner = threading.RLock(), threading.get_ident()
         self._gathering: Gathering | None = None
         self._lost: dict[str, Message] = {}  # answers to what was pushed to nobody
+        self.alone: Callable[[], None] = lambda: None  # hears that the app itself sends something
         private.identify(self.letters.run_id, private.SERVER)
 
     # As Flower has it
@@ -221,6 +222,7 @@ class FleetGrid(Grid):  # type: ignore[misc]
     ) -> tuple[list[str], list[int], list[Message]]:
         """→ (id of each, the exchanges that they went in, errors for those that nobody can be sent). A second
         message to the same device goes in an exchange after the first."""
+        self.alone()
         known, lost = self._known(messages)
         layers: list[list[Message]] = []
         for message in known:
@@ -265,6 +267,7 @@ class FleetGrid(Grid):  # type: ignore[misc]
 
     def _gathered(self, messages: Sequence[Message], timeout: float | None) -> list[Message]:
         """Sent by another thread than the app's main one: each has an answer, be it an error."""
+        self.alone()
         known, lost = self._known(messages)
         found = self.letters.nobody(lost)
         with self._lock:
