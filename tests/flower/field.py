@@ -51,7 +51,7 @@ class Field:
         self._link = self.bus.link(list(self.agents))
         self.before: Callable[[Task], None] = lambda task: None
 
-    def grid(self) -> FleetGrid:
+    def grid(self, *, grows: bool = True) -> FleetGrid:
         messenger = Messenger(
             "r", self.ledger, self.objects, self.bus, NoAlarm(), policies(self.settings), lambda: self.now,
             sole=True,
@@ -60,6 +60,7 @@ class Field:
         return FleetGrid(
             messenger, self.objects, "r", self.settings, fingerprint="f1", idle=self.idle,
             fleet=lambda: [device.name for device in self.ledger.fleet()], clock=lambda: self.now,
+            grows=grows,
         )  # fmt: skip
 
     def idle(self, seconds: float) -> None:

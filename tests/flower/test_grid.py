@@ -244,6 +244,19 @@ def test_a_run_whose_exchanges_keep_failing_ends_and_says_why() -> None:
     assert all(reply.has_error() for reply in field.grid().send_and_receive(asked(field.grid())))
 
 
+def test_an_app_that_waits_for_more_devices_than_there_can_be_is_told_so() -> None:
+    field = Field(client(), devices=2)
+    grid, waiting = field.grid(grows=False), field.grid()
+    for _ in range(5):
+        grid.get_node_ids()
+        waiting.get_node_ids()
+        field.now += 1.0
+    with pytest.raises(BadConfig, match="waits for more devices than the 2 that are there"):
+        grid.get_node_ids()
+    waiting.get_node_ids()
+    assert "more devices than the 2" in waiting.messenger.run().reason, "more may come"
+
+
 def test_a_message_that_cannot_be_sent_is_the_apps_fault() -> None:
     field = Field(client())
     grid = field.grid()

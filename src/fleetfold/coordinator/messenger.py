@@ -183,6 +183,10 @@ class Messenger:
             lambda run: replace(run, version=version, digest=digest) if version > run.version else run
         )
 
+    def say(self, why: str) -> None:
+        """Why the app sends nothing, for people; until it does."""
+        self._amend(lambda run: replace(run, reason=why))
+
     def plan(self, rounds: int) -> None:
         """How many rounds of its own the app is going to do, for people."""
         settings = self.run().settings

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from fleetfold.coordinator.exchange import Outgoing, Terms
 from fleetfold.coordinator.messenger import Messenger
-from fleetfold.errors import Unavailable
+from fleetfold.errors import BadConfig, Unavailable
 from fleetfold.flower import private
 from fleetfold.flower.gathering import Gathering, is_gathered, number_of
 from fleetfold.flower.letters import Letters, turn_of
@@ -33,6 +33,8 @@ LOOK = 0.25
 """Seconds after which the run is looked at again, whatever was heard."""
 GATHER = 0.02
 """The same, where several threads of the app send."""
+AGAIN, ASKS = (0.5, 3.0), 6
+"""Seconds between two questions who is there, and questions in a row, from which on an app waits."""
 PULL = 0.05
 """Seconds that a pull waits where nothing has come: an app that pulls in a loop need not burn."""
 Idle = Callable[[float], None]
@@ -41,12 +43,13 @@ Idle = Callable[[float], None]
 
 class FleetGrid(Grid):  # type: ignore[misc]
     """`fingerprint`: of the app, which answers have to name. `fleet`: names of all devices. `idle`: see Idle;
-    what it raises ends the app. `look`: seconds between two looks at the run."""
+    what it raises ends the app. `look`: seconds between two looks at the run. `grows`: more devices may come
+    than there are."""
 
     def __init__(
         self, messenger: Messenger, objects: Objects, run: str, settings: Settings, *, fingerprint: str,
         fleet: Callable[[], Iterable[str]], idle: Idle, clock: Callable[[], float] = time.time,
-        look: float = LOOK,
+        look: float = LOOK, grows: bool = True,
     ) -> None:  # fmt: skip
         self.messenger, self.settings = messenger, settings
         self.letters = Letters(objects, run, fingerprint, fleet)
@@ -55,6 +58,7 @@ class FleetGrid(Grid):  # type: ignore[misc]
         self._number = 0  # of the newest exchange that the app's main thread has sent
         self._lock, self._owner = threading.RLock(), threading.get_ident()
         self._gathering: Gathering | None = None
+        self._grows, self._asked_at, self._asked = grows, 0.0, 0  # who is there, and nothing else
         self._lost: dict[str, Message] = {}  # answers to what was pushed to nobody
         self.alone: Callable[[], None] = lambda: None  # hears that the app itself sends something
         private.identify(self.letters.run_id, private.SERVER)
@@ -91,7 +95,23 @@ class FleetGrid(Grid):  # type: ignore[misc]
             return len(found) >= self.settings.available
 
         self.until(enough)
+        self._waits(len(found))
         return [self.letters.node(name) for name in found]
+
+    def _waits(self, there: int) -> None:
+        """An app that asks who is there, and again, and sends nothing, waits for more: Flower's strategies do
+        so without an end. Say it, or where no more can come, raise BadConfig."""
+        now = self._clock()
+        since, self._asked_at = now - self._asked_at, now
+        self._asked = self._asked + 1 if AGAIN[0] < since < AGAIN[1] else 1
+        if self._asked < ASKS:
+            return
+        why = f"the app waits for more devices than the {there} that are there"
+        if not self._grows:
+            raise BadConfig(
+                why, next="fleetfold flower run FOLDER --devices N, or a smaller min_available_nodes"
+            )
+        self.messenger.say(why)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Send them, and do not wait; where a device is still busy with another, wait for that."""
@@ -154,6 +174,7 @@ class FleetGrid(Grid):  # type: ignore[misc]
             number = self._number = self.next
             if self.messenger.round(number) is None:
                 self.letters.contents.fresh()
+                self._asked = 0
                 batch = self.letters.outgoing(number, messages)
                 extra = self._spares(batch, messages) if spares else []
                 self.until(lambda: not self.messenger.busy().intersection(each.device for each in batch))

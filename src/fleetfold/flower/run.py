@@ -137,7 +137,7 @@ def _serve(prepared: Prepared, place: Place, messenger: Messenger, idle: Idle) -
     grid = FleetGrid(
         messenger, objects, place.run, settings, fingerprint=prepared.fingerprint,
         fleet=lambda: [device.name for device in ledger.fleet()], idle=idle,
-        look=PAID if wiring.where(place) == "cloud" else LOOK,
+        look=PAID if wiring.where(place) == "cloud" else LOOK, grows=wiring.where(place) != "here",
     )  # fmt: skip
     if ways.process:
         _main(prepared, messenger, grid)
