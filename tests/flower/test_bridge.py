@@ -18,13 +18,13 @@ import pytest
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
 
 from fleetfold.errors import BadConfig, Unavailable
-from fleetfold.flower import bridge_nodes
+from fleetfold.flower.bridge import nodes as bridge_nodes
 from fleetfold.flower.app import fingerprint
-from fleetfold.flower.bridge import Bridge
-from fleetfold.flower.bridge_app import Forwarding, until
-from fleetfold.flower.bridge_keeper import held, reason, standings
-from fleetfold.flower.bridge_lines import ADDRESS, SPOOL, Back, Forward, ask, failed
-from fleetfold.flower.bridge_nodes import KEEPER, PORT, Link, Node, Plan, keyed, plan, reach
+from fleetfold.flower.bridge.bridge import Bridge
+from fleetfold.flower.bridge.app import Forwarding, until
+from fleetfold.flower.bridge.keeper import held, reason, standings
+from fleetfold.flower.bridge.lines import ADDRESS, SPOOL, Back, Forward, ask, failed
+from fleetfold.flower.bridge.nodes import KEEPER, PORT, Link, Node, Plan, keyed, plan, reach
 from fleetfold.fold.tensors import read
 from fleetfold.messages import Envelope
 from tests.hub.conftest import free_port
@@ -373,7 +373,7 @@ def test_supernodes_end_when_there_is_no_bridge_any_more(tmp_path: Path) -> None
 
 
 def _keep(folder: Path) -> None:
-    subprocess.run([sys.executable, "-m", "fleetfold.flower.bridge_keeper", str(folder)], check=True)
+    subprocess.run([sys.executable, "-m", "fleetfold.flower.bridge.keeper", str(folder)], check=True)
 
 
 def test_why_a_supernode_ended_is_found_in_what_it_said() -> None:

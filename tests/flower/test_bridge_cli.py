@@ -10,8 +10,8 @@ from rich.console import Console
 
 from fleetfold.cli.flower_bridge import rows_table
 from fleetfold.cli.main import main
-from fleetfold.flower.bridge import Row
-from fleetfold.flower.bridge_keeper import Standing
+from fleetfold.flower.bridge.bridge import Row
+from fleetfold.flower.bridge.keeper import Standing
 from fleetfold.hub import authority
 from fleetfold.hub.enrol import enroll
 from fleetfold.wiring import hub

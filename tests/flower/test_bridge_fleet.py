@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fleetfold.flower.bridge_keeper import standings
-from fleetfold.flower.bridge_nodes import Link, keyed
+from fleetfold.flower.bridge.keeper import standings
+from fleetfold.flower.bridge.nodes import Link, keyed
 from fleetfold.ledger import Ledger
 from fleetfold.round.state import Phase, Round
 from fleetfold.wiring import hub as wiring

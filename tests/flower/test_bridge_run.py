@@ -14,9 +14,9 @@ from fleetfold.agent.app import App
 from fleetfold.agent.trainer import Answered, Model, Trainer
 from fleetfold.coordinator.opening import open_messages
 from fleetfold.errors import BadConfig
-from fleetfold.flower.bridge_lines import Back, Forward
-from fleetfold.flower.bridge_post import PREFIX, Fleet, FleetPost
-from fleetfold.flower.bridge_run import OVERDUE, Limits
+from fleetfold.flower.bridge.lines import Back, Forward
+from fleetfold.flower.bridge.post import PREFIX, Fleet, FleetPost
+from fleetfold.flower.bridge.run import OVERDUE, Limits
 from fleetfold.fold.tensors import read, write
 from fleetfold.ledger import Ledger
 from fleetfold.messages import Envelope, Presence, Task

@@ -25,7 +25,7 @@ from fleetfold.settings import Settings, seconds
 from fleetfold.wiring.local import home
 
 if TYPE_CHECKING:
-    from fleetfold.flower.bridge import Row
+    from fleetfold.flower.bridge.bridge import Row
 
 EVERY = 0.5
 """Seconds between two looks of a person's."""
@@ -79,11 +79,12 @@ def bridge(
     - `fleetfold flower bridge --superlink 127.0.0.1:9092 --insecure --app my-app --count 4`
     """
     _installed()
-    from fleetfold.flower import bridge_hub, bridge_local
-    from fleetfold.flower.bridge import Bridge, Post
-    from fleetfold.flower.bridge_nodes import Link, keyed, plan, reach
-    from fleetfold.flower.bridge_post import FleetPost
-    from fleetfold.flower.bridge_run import Limits
+    from fleetfold.flower.bridge import hub as bridge_hub
+    from fleetfold.flower.bridge import local as bridge_local
+    from fleetfold.flower.bridge.bridge import Bridge, Post
+    from fleetfold.flower.bridge.nodes import Link, keyed, plan, reach
+    from fleetfold.flower.bridge.post import FleetPost
+    from fleetfold.flower.bridge.run import Limits
 
     names = tuple(dict.fromkeys(checked_name(device, "device") for device in devices))
     limits = Limits(

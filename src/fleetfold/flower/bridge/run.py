@@ -17,7 +17,7 @@ from fleetfold import layout
 from fleetfold.coordinator.exchange import Outgoing, Terms
 from fleetfold.coordinator.messenger import Messenger
 from fleetfold.errors import BadConfig, Unavailable
-from fleetfold.flower.bridge_lines import Back, Forward, failed
+from fleetfold.flower.bridge.lines import Back, Forward, failed
 from fleetfold.flower.private import RAISED, UNAVAILABLE
 from fleetfold.messages import Envelope
 from fleetfold.ports import Control, Objects

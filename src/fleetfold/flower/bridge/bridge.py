@@ -4,7 +4,7 @@
                              app ◀──Back─── └────────┘ ◀─ post ◀─ its answer ◀───────────────── device
 
 It waits for nobody without an end: a message's time is over when its app says so. Killed, it goes on where it
-was: SuperNodes and apps live on (bridge_keeper), the apps ask again, and the post finds what was answered.
+was: SuperNodes and apps live on (keeper), the apps ask again, and the post finds what was answered.
 """
 
 import fcntl
@@ -26,9 +26,9 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from fleetfold.errors import BadConfig, FleetfoldError, Unavailable, blame
-from fleetfold.flower.bridge_keeper import Standing, held, standings
-from fleetfold.flower.bridge_lines import FORWARD, LINE, SPOOL, Back, Forward, failed, line, listening
-from fleetfold.flower.bridge_nodes import KEEPER, LOCK, PLAN, Plan
+from fleetfold.flower.bridge.keeper import Standing, held, standings
+from fleetfold.flower.bridge.lines import FORWARD, LINE, SPOOL, Back, Forward, failed, line, listening
+from fleetfold.flower.bridge.nodes import KEEPER, LOCK, PLAN, Plan
 from fleetfold.flower.private import RAISED, UNAVAILABLE
 from fleetfold.messages import Envelope
 from fleetfold.ports import pause
@@ -236,7 +236,7 @@ class Bridge:
     def _start_keeper(self) -> None:
         with (self._folder / "keeper.log").open("ab") as log:
             self._keeper = subprocess.Popen(
-                [sys.executable, "-m", "fleetfold.flower.bridge_keeper", str(self._folder)],
+                [sys.executable, "-m", "fleetfold.flower.bridge.keeper", str(self._folder)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
             )  # fmt: skip
 

@@ -11,8 +11,8 @@ from fleetfold.adapters.lock import held
 from fleetfold.agent.app import App
 from fleetfold.coordinator.opening import open_messages
 from fleetfold.errors import BadConfig
-from fleetfold.flower.bridge_lines import Forward, rounds
-from fleetfold.flower.bridge_post import Fleet
+from fleetfold.flower.bridge.lines import Forward, rounds
+from fleetfold.flower.bridge.post import Fleet
 from fleetfold.local.devices import simulated
 from fleetfold.local.run import at_work
 from fleetfold.ports import Control

@@ -25,7 +25,7 @@ from typing import IO, Literal
 import msgspec
 from msgspec import Struct
 
-from fleetfold.flower.bridge_nodes import KEEPER, LOCK, PLAN, PORT, Node, Plan
+from fleetfold.flower.bridge.nodes import KEEPER, LOCK, PLAN, PORT, Node, Plan
 from fleetfold.ports import pause
 
 STANDING = "standing.json"

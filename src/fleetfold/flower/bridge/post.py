@@ -1,6 +1,6 @@
 """The way of a bridge's messages to the devices and back: one run of ours for each of Flower's.
 
-    Forward ─▶ run flower-N (bridge_run) ─▶ device        a run without messages ends, and is opened again
+    Forward ─▶ run flower-N (run) ─▶ device        a run without messages ends, and is opened again
 
 Who has the bus, a hub, invites and takes in; here exchanges are opened, and what came is looked at.
 """
@@ -13,8 +13,8 @@ from pathlib import Path
 from msgspec import Struct
 
 from fleetfold.errors import FleetfoldError
-from fleetfold.flower.bridge_lines import Back, Forward
-from fleetfold.flower.bridge_run import BridgedRun, Drive, Limits
+from fleetfold.flower.bridge.lines import Back, Forward
+from fleetfold.flower.bridge.run import BridgedRun, Drive, Limits
 from fleetfold.round.run import Run, RunState
 from fleetfold.wiring import local
 from fleetfold.wiring.local import Place

@@ -23,7 +23,7 @@ from msgspec import Struct
 
 from fleetfold.bundle import private as written
 from fleetfold.errors import BadConfig, Unavailable
-from fleetfold.flower.bridge_lines import DEVICE, FOLDER, SPOOL
+from fleetfold.flower.bridge.lines import DEVICE, FOLDER, SPOOL
 from fleetfold.flower.private import QUIET
 
 PLAN, LOCK, KEEPER = "plan.json", "bridge.lock", "keeper.lock"
@@ -157,7 +157,7 @@ def plan(
     bin.mkdir(parents=True, exist_ok=True)
     (folder / SPOOL).mkdir(exist_ok=True)
     answers = bin / "flwr-clientapp"
-    answers.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m fleetfold.flower.bridge_app "$@"\n')
+    answers.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m fleetfold.flower.bridge.app "$@"\n')
     answers.chmod(0o700)
     own, with_public = _words(supernode)
     nodes = []

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from fleetfold.coordinator.opening import open_messages
 from fleetfold.errors import BadConfig
-from fleetfold.flower.bridge_lines import Forward, rounds
-from fleetfold.flower.bridge_post import Fleet
+from fleetfold.flower.bridge.lines import Forward, rounds
+from fleetfold.flower.bridge.post import Fleet
 from fleetfold.hub import desk, opening
 from fleetfold.hub.authority import site
 from fleetfold.hub.enrol import credential

@@ -19,7 +19,7 @@ import numpy as np
 from fleetfold.errors import FleetfoldError, Unavailable
 from fleetfold.flower import private
 from fleetfold.flower.app import fingerprint
-from fleetfold.flower.bridge_lines import DEVICE, FOLDER, SPOOL, Back, Forward, ask
+from fleetfold.flower.bridge.lines import DEVICE, FOLDER, SPOOL, Back, Forward, ask
 from fleetfold.flower.records import content, parts
 from fleetfold.fold.tensors import Tensors, header_in, layout_of, views, write_header
 from fleetfold.messages import Envelope
