@@ -18,10 +18,10 @@ import pytest
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
 
 from fleetfold.errors import BadConfig, Unavailable
-from fleetfold.flower.bridge import nodes as bridge_nodes
 from fleetfold.flower.app import fingerprint
-from fleetfold.flower.bridge.bridge import Bridge
+from fleetfold.flower.bridge import nodes as bridge_nodes
 from fleetfold.flower.bridge.app import Forwarding, until
+from fleetfold.flower.bridge.bridge import Bridge
 from fleetfold.flower.bridge.keeper import held, reason, standings
 from fleetfold.flower.bridge.lines import ADDRESS, SPOOL, Back, Forward, ask, failed
 from fleetfold.flower.bridge.nodes import KEEPER, PORT, Link, Node, Plan, keyed, plan, reach
