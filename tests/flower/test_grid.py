@@ -222,6 +222,20 @@ def test_what_is_pushed_is_pulled() -> None:
     assert ["not answered in time" in m.error.reason for m in found if m.has_error()] == [True]
 
 
+def test_what_has_come_is_pulled_before_the_last_has_answered() -> None:
+    field = Field(client(), 2, silent=1)
+    grid = field.grid()
+    made = [
+        grid.create_message(RecordDict({"arrays": MODEL}), "train", node, "g") for node in grid.get_node_ids()
+    ]
+    ids = list(grid.push_messages(made))
+    found = list(grid.pull_messages(ids))
+    while len(found) < 2:
+        found = list(grid.pull_messages(ids))
+    assert not any(message.has_error() for message in found)
+    assert field.rounds()[0].phase is Phase.OPEN
+
+
 def test_several_exchanges_are_open_at_once_and_a_busy_node_is_waited_for() -> None:
     field = Field(client(), 4)
     grid = field.grid()

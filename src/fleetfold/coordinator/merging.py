@@ -47,7 +47,7 @@ def merged(
     weights = [float(a.metrics.get(terms.weight) or 0.0) if terms.weight else 1.0 for a in arrivals]
     model = headers[0] if terms.fold and sum(weights) > 0 and _foldable(headers) else None
     if model is None:
-        unfit = [a.key for a, h in zip(arrivals, headers, strict=True) if not _finite(objects, a, h)]
+        unfit = [a.key for a, h in zip(arrivals, headers, strict=True) if not is_finite(objects, a, h)]
         if unfit:
             raise Unfit(unfit, NOT_FINITE)
         return None
@@ -78,8 +78,9 @@ def _foldable(headers: Sequence[Header]) -> bool:
     return bool(first) and plain and all(list(h.layout.items()) == first for h in headers[1:])
 
 
-def _finite(objects: Objects, arrival: Arrival, header: Header) -> bool:
-    """Whether all floats of an answer are finite numbers."""
+def is_finite(objects: Objects, arrival: Arrival, header: Header | None = None) -> bool:
+    """Whether all floats of an answer are finite numbers. `header`: of its file, if that is known."""
+    header = header or header_of(objects, arrival.key)
     with closing(objects.open(arrival.key)) as reader:
         return all(
             _finite_in(reader, tensor.start, tensor.stop, DTYPES[tensor.dtype])

@@ -19,7 +19,7 @@ from fleetfold.coordinator.engine import Engine
 from fleetfold.coordinator.exchange import Batch, Fold, Outgoing, Reply, Terms
 from fleetfold.coordinator.folding import HERE, OPENED, summary
 from fleetfold.coordinator.intake import Gate, quarantine
-from fleetfold.coordinator.merging import merged
+from fleetfold.coordinator.merging import is_finite, merged
 from fleetfold.coordinator.policy import Policies, unit
 from fleetfold.coordinator.reception import Reception
 from fleetfold.coordinator.registry import Stopwatch, by_own_clock, teach
@@ -53,6 +53,9 @@ from fleetfold.round.state import ENDED, Phase, Round
 from fleetfold.round.where import eligible
 from fleetfold.settings import count
 
+BARE = 3
+"""Exchanges in a row that have left nothing, from which on those before them were seen to: one that failed
+may have left nothing."""
 REMEMBERED = 32
 """Batches and cohorts that are kept in memory."""
 CALLED = 3
@@ -151,13 +154,13 @@ class Messenger:
             self._engine.feed(round, self._merged(round))
 
     def replies(self, number: int) -> list[Reply]:
-        """Answers that count of an exchange that has ended well, by seat; of one that failed none."""
+        """Answers that count of an exchange, by seat: of one that failed none; of one that has not ended those
+        that have come so far, whose values are looked at now."""
         round = self._known(number)
-        return (
-            [exchange.reply(self._objects, a) for a in self._counted(round)]
-            if round.phase is Phase.DONE
-            else []
-        )
+        counted = [] if round.phase is Phase.FAILED else self._counted(round)
+        if round.phase is not Phase.DONE:
+            counted = [arrival for arrival in counted if is_finite(self._objects, arrival)]
+        return [exchange.reply(self._objects, arrival) for arrival in counted]
 
     def refusals(self, number: int) -> list[tuple[str, str]]:
         """(device, why) of those whose answer was refused, or who failed or refused to answer."""
@@ -210,20 +213,16 @@ class Messenger:
     def retire(self, before: int, keep: Iterable[str] = (), *, after: int = 0) -> None:
         """Remove contents and answers of exchanges before that number and after the other, but for objects in
         `keep`: nobody will ask for them again."""
-        kept = frozenset(keep)
+        kept, bare = frozenset(keep), 0
         number = before - 1
-        while number > after and (found := self._found(number)):
-            where, round = place(found[0]), found[0]
+        while number > after and (found := self._found(number)) and bare < BARE:
+            round, where = found[0], place(found[0])
             updates = self._objects.list(layout.updates(where))
-            contents = {s.content for s in self._batch(round.batch).sent} if updates else set[str]()
-            if not updates:
-                return  # it was done up to here
-            own = layout.contents(self._name)
-            for key in [*(c for c in contents if c.startswith(own)), *updates]:
-                if key not in kept:
-                    self._objects.delete(key)
-            if round.model == layout.folded(where) and round.model not in kept:
-                self._objects.delete(round.model)
+            bare = 0 if updates else bare + 1
+            sent = {each.content for each in self._batch(round.batch).sent}
+            own = {key for key in sent if key.startswith(layout.contents(self._name))}
+            for key in {*updates, *own, layout.folded(where)} - kept:
+                self._objects.delete(key)
             number -= 1
 
     def end(self, state: RunState, reason: str) -> None:

@@ -120,8 +120,8 @@ class FleetGrid(Grid):  # type: ignore[misc]
         return ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """The answers to these that are there: once their exchange has ended, and then one to each, if only
-        to say that there will be none."""
+        """The answers to these that are there; when their exchange has ended one to each, if only to say that
+        there will be none."""
         wanted = set(message_ids)
         if lost := [self._lost.pop(id) for id in wanted & self._lost.keys()]:
             return lost
@@ -132,7 +132,6 @@ class FleetGrid(Grid):  # type: ignore[misc]
             found[:] = [
                 message
                 for number in numbers
-                if self.ended(number)
                 for message in self.found(number, everybody=True)
                 if message.metadata.reply_to_message_id in wanted
             ]
@@ -213,8 +212,8 @@ class FleetGrid(Grid):  # type: ignore[misc]
         return round
 
     def found(self, number: int, *, everybody: bool = False) -> list[Message]:
-        """What `answers` says of an exchange that has ended. `everybody`: an error also for those that were
-        not waited for."""
+        """What `answers` says of an exchange; of one that has not ended yet what has come so far. `everybody`:
+        of one that has, an error also for those that were not waited for."""
         round = self.messenger.round(number)
         assert round is not None
         sent = {each.device: each.message for each in self.messenger.batch(number).sent}
@@ -223,7 +222,7 @@ class FleetGrid(Grid):  # type: ignore[misc]
             found[reply.device] = self.letters.answer(number, sent[reply.device], reply)
         for device, why in self.messenger.refusals(number):
             found.setdefault(device, self.letters.error(sent[device], private.RAISED, why))
-        if everybody or round.phase is Phase.FAILED:
+        if (everybody and round.phase in ENDED) or round.phase is Phase.FAILED:
             why = round.reason if round.phase is Phase.FAILED else "it has not answered in time"
             for device, asked in sent.items():
                 found.setdefault(device, self.letters.error(asked, private.NO_REPLY, why))
