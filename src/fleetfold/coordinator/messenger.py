@@ -154,8 +154,8 @@ class Messenger:
             self._engine.feed(round, self._merged(round))
 
     def replies(self, number: int) -> list[Reply]:
-        """Answers that count of an exchange, by seat: of one that failed none; of one that has not ended those
-        that have come so far, whose values are looked at now."""
+        """Answers that count of an exchange, by seat: of one that failed none; of one that has not ended what
+        has come so far, whose values are looked at now."""
         round = self._known(number)
         counted = [] if round.phase is Phase.FAILED else self._counted(round)
         if round.phase is not Phase.DONE:

@@ -212,8 +212,8 @@ class FleetGrid(Grid):  # type: ignore[misc]
         return round
 
     def found(self, number: int, *, everybody: bool = False) -> list[Message]:
-        """What `answers` says of an exchange; of one that has not ended yet what has come so far. `everybody`:
-        of one that has, an error also for those that were not waited for."""
+        """What `answers` says of an exchange; of one that has not ended what has come so far. `everybody`: of
+        one that has, an error also for those that were not waited for."""
         round = self.messenger.round(number)
         assert round is not None
         sent = {each.device: each.message for each in self.messenger.batch(number).sent}
