@@ -10,12 +10,13 @@ simulation  run_simulation, two actors        local   fleetfold flower run --dev
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -45,9 +46,9 @@ def superlink(stack: ExitStack, work: Path, devices: int, config: str) -> dict[s
         log = stack.enter_context((work / f"{name}.log").open("wb"))
         process = subprocess.Popen(
             [str(BIN / words[0]), *words[1:]], env=environment, cwd=work, stdout=log, stderr=log,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
-        stack.callback(end, process)
+        stack.callback(ended_all, process)
         return process
 
     link = start("link", "flower-superlink", "--insecure", "--host", "127.0.0.1", "--port", str(port))
@@ -152,6 +153,13 @@ def ended(command: list[str], environment: dict[str, str], work: Path, figures: 
         logs = "".join(f"\n--- {log.name}\n{log.read_text()[-1500:]}" for log in sorted(work.glob("*.log")))
         sys.exit(f"{' '.join(command)} failed:\n{said[-3000:]}{logs}")
     return said
+
+
+def ended_all(process: "subprocess.Popen[bytes]") -> None:
+    """End it and what it has started: a SuperNode that is killed leaves its SuperExec behind."""
+    end(process)
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def until(true: Callable[[], bool], what: str) -> None:
