@@ -3,7 +3,8 @@
 The table of the terminal, `--json`, `show` and whatever draws curves read the same rows.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from math import isfinite
 from typing import Any
 
 from msgspec import Struct
@@ -64,13 +65,19 @@ SCORERS = ("test", "devices", "trained")
 
 def row(ledger: Ledger, objects: Objects, round: Round, now: float, priced: Priced | None = None) -> Row:
     """The row of a round, ended or not."""
-    found = ledger.arrivals(place(round))
+    base = objects.size(layout.model(round.run, round.base)) or 0
+    return row_of(round, ledger.arrivals(place(round)), base, now, priced)
+
+
+def row_of(
+    round: Round, found: Mapping[str, Arrival], base: int, now: float, priced: Priced | None = None
+) -> Row:
+    """The same, by who has read the arrivals and knows how many bytes the round's model has."""
     arrivals = found.values()
     ended = round.ended_at if round.phase in ENDED else now
     loss, accuracy, by = headline(round)
     epsilon = round.metrics.get("privacy", {}).get("epsilon")
     fetched = sum(1 for a in arrivals if a.took.download is not None)
-    base = objects.size(layout.model(round.run, round.base)) or 0
     return Row(
         round=round.number, kind=round.kind, phase=round.phase.value, reason=round.reason,
         cohort=round.invited, arrived=len(round.arrived), refused=len(round.refused),
@@ -95,6 +102,33 @@ def headline(round: Round) -> tuple[float | None, float | None, str]:
         if loss is not None or accuracy is not None:
             return loss, accuracy, by
     return None, None, ""
+
+
+class Spread(Struct, frozen=True, array_like=True):
+    """How far the devices of a round lie apart: quartiles of what they told, between the least and the most."""
+
+    least: float
+    low: float
+    middle: float
+    high: float
+    most: float
+    devices: int
+
+
+def spread(arrivals: Iterable[Arrival], name: str) -> Spread | None:
+    """Of the metric of that name over the updates that counted: of the model that each device was given where
+    they evaluate it, else in training. None where nobody told it."""
+    counted = [a for a in arrivals if a.state in ("admitted", "credited")]
+    evaluated = [a.evaluation.metrics.get(name) for a in counted if a.evaluation]
+    told = [v for v in evaluated if v is not None] or [
+        v for a in counted if (v := a.metrics.get(name)) is not None
+    ]
+    values = sorted(value for value in told if isfinite(value))
+    if not values:
+        return None
+    last = len(values) - 1
+    least, low, middle, high, most = (values[(last * quarter + 2) // 4] for quarter in range(5))
+    return Spread(least, low, middle, high, most, len(values))
 
 
 def lines(ledger: Ledger, objects: Objects, round: Round, cohort: list[str]) -> list[Line]:

@@ -98,6 +98,7 @@ class Driver:
             place, found[0].settings, objects, self._control, time.time, self._scorer.score, bus.ignored,
             away=away,
         )  # fmt: skip
+        self._ledger = wiring.ledger(place)
         self._resumed, self._wake = False, 0.0
 
     def step(self) -> float:
@@ -107,11 +108,16 @@ class Driver:
             self._resumed = True
         elif self.repeat:
             self._coordinator.repeat()
-        elif time.time() < self._wake and not self._control.letters():
+        elif time.time() < self._wake and not self._control.letters() and not self._wished():
             return self._wake
         self.repeat = False
         self._wake = self._coordinator.step()
         return self._wake
+
+    def _wished(self) -> bool:
+        """Whether somebody has asked anything of the run."""
+        found = self._ledger.run(self.run)
+        return found is not None and found[0].wish != ""
 
     def close(self) -> None:
         self._scorer.close()

@@ -56,7 +56,7 @@ def start(prepared: Prepared, place: Place, watch: Watch) -> Run:
         ledger, objects = wiring.ledger(place, durable=durable), wiring.objects(place, durable=durable)
         names = [device.name for device in simulated(settings)]
         open_run(place.run, app.place, settings, prepared.model, names, ledger, objects, time.time())
-        return _drive(app, prepared.trainer, place, ledger, watch, resumed=False)
+        return _to_its_end(app, prepared.trainer, place, ledger, watch, resumed=False)
 
 
 def resume(place: Place, app: App | None, rounds: int | None, watch: Watch) -> Run:
@@ -75,7 +75,7 @@ def resume(place: Place, app: App | None, rounds: int | None, watch: Watch) -> R
             app = App(place.run.rpartition("-")[0], run.app, str(folder))
         trainer = _loaded(app, run.settings)
         extend(ledger, place.run, rounds)
-        return _drive(app, trainer, place, ledger, watch, resumed=True)
+        return _to_its_end(app, trainer, place, ledger, watch, resumed=True)
 
 
 def new_place(home: Path, app: str) -> Place:
@@ -121,6 +121,17 @@ def _first_model(app: App, trainer: Trainer, settings: Settings) -> bytes:
         return write(tensors)
     except BadUpdate as error:
         raise BadConfig(f"{app.place}: init(): {error.sentence}") from None
+
+
+def _to_its_end(
+    app: App, trainer: Trainer, place: Place, ledger: Ledger, watch: Watch, *, resumed: bool
+) -> Run:  # fmt: skip
+    """Or to where it is paused or stopped; it goes on if somebody has resumed it before it was left."""
+    while True:
+        run = _drive(app, trainer, place, ledger, watch, resumed=resumed)
+        found = ledger.run(place.run)
+        if found is None or found[0].state is not RunState.RUNNING:
+            return run
 
 
 def _drive(app: App, trainer: Trainer, place: Place, ledger: Ledger, watch: Watch, *, resumed: bool) -> Run:
