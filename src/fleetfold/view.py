@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from fleetfold import layout
 from fleetfold.ledger import Arrival, Ledger, place
-from fleetfold.messages import Kind
+from fleetfold.messages import Kind, Metrics
 from fleetfold.ports import Objects
 from fleetfold.round.state import ENDED, Round
 
@@ -105,7 +105,7 @@ def headline(round: Round) -> tuple[float | None, float | None, str]:
 
 
 class Spread(Struct, frozen=True, array_like=True):
-    """How far the devices of a round lie apart: quartiles of what they told, between the least and the most."""
+    """How far a round's devices lie apart: quartiles of what they told, between the least and the most."""
 
     least: float
     low: float
@@ -119,16 +119,18 @@ def spread(arrivals: Iterable[Arrival], name: str) -> Spread | None:
     """Of the metric of that name over the updates that counted: of the model that each device was given where
     they evaluate it, else in training. None where nobody told it."""
     counted = [a for a in arrivals if a.state in ("admitted", "credited")]
-    evaluated = [a.evaluation.metrics.get(name) for a in counted if a.evaluation]
-    told = [v for v in evaluated if v is not None] or [
-        v for a in counted if (v := a.metrics.get(name)) is not None
-    ]
-    values = sorted(value for value in told if isfinite(value))
+    evaluated = [a.evaluation.metrics for a in counted if a.evaluation]
+    values = _numbers(evaluated, name) or _numbers((a.metrics for a in counted), name)
     if not values:
         return None
     last = len(values) - 1
     least, low, middle, high, most = (values[(last * quarter + 2) // 4] for quarter in range(5))
     return Spread(least, low, middle, high, most, len(values))
+
+
+def _numbers(told: Iterable[Metrics], name: str) -> list[float]:
+    values = (metrics.get(name) for metrics in told)
+    return sorted(value for value in values if value is not None and isfinite(value))
 
 
 def lines(ledger: Ledger, objects: Objects, round: Round, cohort: list[str]) -> list[Line]:

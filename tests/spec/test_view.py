@@ -21,7 +21,8 @@ def test_the_spread_is_of_quartiles_of_who_counted() -> None:
 def test_what_devices_say_of_the_model_that_they_were_given_comes_before_what_they_say_of_training() -> None:
     told = [arrival("a", {"loss": 5.0}, {"loss": 1.0}), arrival("b", {"loss": 6.0}, {"loss": 2.0})]
     found = spread(told, "loss")
-    assert found is not None and (found.least, found.most) == (1.0, 2.0)
+    assert found is not None
+    assert (found.least, found.most) == (1.0, 2.0)
 
 
 def test_a_device_that_tells_no_number_is_not_in_the_spread() -> None:
