@@ -10,7 +10,6 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from fleetfold import layout
 from fleetfold.cli.board import dollars, plain_table, terminal
 from fleetfold.errors import BadConfig
 from fleetfold.ledger import Ledger
@@ -106,12 +105,9 @@ def priced(place: Place, ledger: Ledger) -> Priced | None:
     """What tells the cost of a round of that run, if it is one that is paid for by the round."""
     if where(place) != "cloud":
         return None
-    from fleetfold.aws.cost import cost_of, prices
+    from fleetfold.aws.cost import pricing
 
-    asked = prices()
-    return lambda round, arrivals, model: cost_of(
-        round, arrivals, model, ledger.folding(layout.round(round.run, round.number, round.kind)), asked
-    )
+    return pricing(ledger)
 
 
 def _prices(path: Path | None) -> "Prices":
