@@ -89,6 +89,8 @@ MEANINGS: dict[str, dict[str, str]] = {
         "bytes_down": "of the model, once for each device that fetched it",
         "cost": "USD, of a round that has ended on AWS, by a model ([aws.md](aws.md#what-it-costs)); "
         "else null",
+        "opened_at": "when, in seconds since the epoch",
+        "ended_at": "when, in seconds since the epoch; 0: it has not ended",
     },
     "Line": {
         "device": "its name",

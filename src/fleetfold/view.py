@@ -4,8 +4,9 @@ The table of the terminal, `--json`, `show` and whatever draws curves read the s
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from itertools import count
 from math import isfinite
-from typing import Any
+from typing import Any, get_args
 
 from msgspec import Struct
 
@@ -39,6 +40,8 @@ class Row(Struct, frozen=True, kw_only=True):
     bytes_up: int
     bytes_down: int
     cost: float | None = None  # USD, where it is paid for by the round
+    opened_at: float = 0.0  # seconds since the epoch
+    ended_at: float = 0.0  # 0: it has not
 
 
 Priced = Callable[[Round, Mapping[str, Arrival], int], float]
@@ -87,11 +90,47 @@ def row_of(
         fold_seconds=ended - round.closed_at if round.closed_at else 0.0,
         bytes_up=sum(a.size for a in arrivals), bytes_down=base * fetched,
         cost=priced(round, found, base) if priced and round.phase in ENDED else None,
+        opened_at=round.opened_at, ended_at=round.ended_at,
     )  # fmt: skip
 
 
 def rows(ledger: Ledger, objects: Objects, run: str, now: float, priced: Priced | None = None) -> list[Row]:
     return [row(ledger, objects, round, now, priced) for round in ledger.rounds(run)]
+
+
+class Following:
+    """The rows of a run as they come: what has ended is read once, however often it is asked."""
+
+    def __init__(self, ledger: Ledger, objects: Objects, run: str, priced: Priced | None = None) -> None:
+        self._ledger, self._objects, self._run, self._priced = ledger, objects, run, priced
+        self._rows: dict[tuple[int, Kind], Row] = {}
+        self._from = 0  # rounds before it have ended, and so have their evaluations
+
+    def look(self, now: float) -> list[Row]:
+        """All rows there are by now, in order; those of an open round change from look to look."""
+        if not self._rows:
+            for round in self._ledger.rounds(self._run):
+                self._see(round, now)
+        else:
+            for number in count(self._from):
+                found = [self._ledger.round(self._run, number, kind) for kind in self._due(number)]
+                for entry in found:
+                    if entry:
+                        self._see(entry[0], now)
+                if (number, "train") not in self._rows and not any(found):
+                    break
+        numbers = [number for number, _ in self._rows]
+        still = [number for (number, _), row in self._rows.items() if row.phase not in ENDED]
+        self._from = min(still, default=max(numbers, default=0))
+        return list(self._rows.values())
+
+    def _due(self, number: int) -> list[Kind]:
+        """Kinds of that round that are not known to have ended."""
+        known = {kind: self._rows.get((number, kind)) for kind in get_args(Kind)}
+        return [kind for kind, row in known.items() if row is None or row.phase not in ENDED]
+
+    def _see(self, round: Round, now: float) -> None:
+        self._rows[round.number, round.kind] = row(self._ledger, self._objects, round, now, self._priced)
 
 
 def headline(round: Round) -> tuple[float | None, float | None, str]:

@@ -1,6 +1,5 @@
 """What a round on AWS has cost, for whoever shows a run: by a model and public prices (aws/cost.py)."""
 
-from fleetfold import layout
 from fleetfold.ledger import Ledger
 from fleetfold.view import Priced
 from fleetfold.wiring.local import Place, where
@@ -10,9 +9,6 @@ def priced(place: Place, ledger: Ledger) -> Priced | None:
     """What tells the cost of a round of that run, if it is one that is paid for by the round."""
     if where(place) != "cloud":
         return None
-    from fleetfold.aws.cost import cost_of, prices
+    from fleetfold.aws.cost import pricing
 
-    asked = prices()
-    return lambda round, arrivals, model: cost_of(
-        round, arrivals, model, ledger.folding(layout.round(round.run, round.number, round.kind)), asked
-    )
+    return pricing(ledger)

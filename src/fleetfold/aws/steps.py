@@ -364,10 +364,13 @@ def _measure(cloud: Cloud, ledger: Ledger, before: Run) -> None:
     run = _known(ledger, before.name)
     if (run.round, run.kind, run.state) == (before.round, before.kind, before.state):
         return
+    from fleetfold.aws.cost import pricing  # once a round, and nothing that a cold start has to wait for
+
+    priced = pricing(ledger)
     for number, kind in product(range(before.round, run.round + 1), get_args(Kind)):
         found = ledger.round(run.name, number, kind)
         if found is not None and found[0].phase in ENDED and _is_first(cloud, found[0]):
-            cloud.measured(run.name, row(ledger, cloud.objects, found[0], cloud.clock()))
+            cloud.measured(run.name, row(ledger, cloud.objects, found[0], cloud.clock(), priced))
 
 
 def _is_first(cloud: Cloud, round: Round) -> bool:
