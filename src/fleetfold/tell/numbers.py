@@ -45,7 +45,7 @@ SIX = (
     Number("run_seconds", "run time", "seconds", True, lambda row: row.seconds),
 )
 """What people watched before there was fleetfold. `devices_used`: whose updates are in the model, with late
-ones that are credited; `responses_failed`: of those invited, who brought nothing that counts, or not in time."""
+ones that are credited; `responses_failed`: of those invited, who brought nothing in time that counts."""
 MORE = (
     Number("bytes_up", "bytes up", "bytes", True, lambda row: row.bytes_up),
     Number("bytes_down", "bytes down", "bytes", True, lambda row: row.bytes_down),
