@@ -15,6 +15,7 @@ from fleetfold import __version__
 from fleetfold.cli.ask import ask
 from fleetfold.cli.aws import aws
 from fleetfold.cli.check import check_device
+from fleetfold.cli.dashboard import dashboard, pause, resume, stop
 from fleetfold.cli.demo import demo
 from fleetfold.cli.device import agent, join
 from fleetfold.cli.export import export
@@ -38,7 +39,7 @@ app = App(
     help_format="markdown",
 )
 for command in (
-    demo, init, run, sim, runs, show, devices, export, split, plan, hub, enroll, revoke, ask, join, agent,
+    demo, init, run, sim, runs, show, dashboard, pause, stop, resume, devices, export, split, plan, hub, enroll, revoke, ask, join, agent,
     check_device, aws,
 ):  # fmt: skip
     app.command(command)

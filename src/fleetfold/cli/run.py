@@ -37,6 +37,9 @@ def run(
     stack: Annotated[str, Parameter(help="with --aws: which stack, if this machine knows several")] = "",
     detach: Annotated[bool, Parameter(help="with --hub or --aws: do not watch it", negative="")] = False,
     resume: Annotated[str | None, Parameter(help="go on with this run, or the `latest`")] = None,
+    like: Annotated[
+        str | None, Parameter(help="with the settings of this run, and its app unless one is named")
+    ] = None,
     json: Annotated[
         bool, Parameter(help="print one JSON object a round instead of the table", negative="")
     ] = False,
@@ -60,16 +63,19 @@ def run(
     - `fleetfold run --resume latest --rounds 60`
     - `fleetfold run my-app --hub --cohort 20 --where 'battery > 0.5' --rounds 50`
     - `fleetfold run my-app --aws --rounds 50 --deadline 1h`
+    - `fleetfold run --like my-app-1 --rounds 100`
     - `fleetfold run my-app --explain`
     """
     if resume is not None:
         if explain:
             raise BadConfig("--explain is for a run that has not begun", next=f"fleetfold show {resume}")
         return _resume(resume, app, flags, json)
+    base = _known(like) if like is not None else None
+    app = app or (base and base.app)
     if app is None:
         raise BadConfig("which app?", next="fleetfold run APP, or fleetfold run --resume latest")
     found = find_app(app)
-    settings, places = settings_of(found, flags)
+    settings, places = settings_of(found, flags, base)
     if explain:
         terminal().print(explained(settings, places))
         return 0
@@ -78,6 +84,19 @@ def run(
     if aws:
         return on_aws(found, settings, stack, json, detach)
     return on_hub(found, settings, json, detach) if hub else started(found, settings, json)
+
+
+def resumed(name: str) -> int:
+    """Go on with that run, as it was told. → exit code."""
+    return _resume(name, None, Flags(), json=False)
+
+
+def _known(name: str) -> Run:
+    place = existing(name)
+    found = wiring.ledger(place).run(place.run)
+    if found is None:
+        raise BadConfig(f"run {place.run} was never opened", next="fleetfold runs")
+    return found[0]
 
 
 def _resume(name: str, app: str | None, flags: Any, json: bool) -> int:
@@ -227,7 +246,8 @@ def conclude(run: Run, place: Place, board: Board, json: bool) -> int:
     """Where the run is, what to try next, and the last line: the figures."""
     if run.state is RunState.FAILED:
         raise Unavailable(f"run {run.name} failed: {run.reason}", next=f"fleetfold show {run.name}")
-    early = run.round < run.settings.rounds
+    early = run.state is not RunState.DONE or run.round < run.settings.rounds
+    stands = run.state is not RunState.DONE
     if json:
         if early:
             print(run.reason, file=sys.stderr)
@@ -246,7 +266,8 @@ def conclude(run: Run, place: Place, board: Board, json: bool) -> int:
         f"\nmodel   {path}/models/{run.version:06}.safetensors\n"
         f"next    {typed(f'fleetfold show {run.name}')}\n"
         f"        {typed(f'fleetfold export {run.name} --out model.safetensors')}\n"
-        + ("" if early else f"        {typed(again)}\n"),
+        + f"        {typed(f'fleetfold run --resume {run.name}' if stands else again)}\n"
+        * (stands or not early),
         markup=False,
         soft_wrap=True,
     )

@@ -1,7 +1,7 @@
 """What may be done to runs from here: ask one to pause or to stop, resume it, start another like it.
 
-    pause, stop ─▶ a wish in the run's record, which its driver obeys       resume ─▶ the record, then a driver:
-    start       ─▶ `fleetfold run --like RUN`, a process of its own            a process, the queue, an execution
+pause, stop ─▶ a wish in the run's record, which its driver obeys       resume ─▶ the record, then a driver:
+start       ─▶ `fleetfold run --like RUN`, a process of its own            a process, the queue, an execution
 """
 
 import os
@@ -93,7 +93,11 @@ class Control:
     def resume(self, place: Place) -> str:
         run = known(place)
         if take_back(place):
-            return f"run {run.name} goes on: it had not {run.wish}d yet" if run.wish == "pause" else f"run {run.name} goes on"
+            return (
+                f"run {run.name} goes on: it had not {run.wish}d yet"
+                if run.wish == "pause"
+                else f"run {run.name} goes on"
+            )
         if run.state is RunState.DONE and run.round >= run.settings.rounds:
             raise BadConfig(
                 f"run {run.name} is done", next=f"fleetfold run --resume {run.name} --rounds {run.round + 10}"

@@ -46,7 +46,13 @@ def timeline(watch: Watch, number: int, kind: str, first: int) -> dict[str, Any]
 def _lane(watch: Watch, round: Round, lane: Lane) -> list[object]:
     """[device's id, name, state, [[step, begin, end], …], why]"""
     steps = [[step.name, _since(round, step.begin), _since(round, step.end)] for step in lane.steps]
-    return [watch.id_of(lane.device), words.name(lane.device), lane.state, steps, shown(lane.reason, words.WORDS)]
+    return [
+        watch.id_of(lane.device),
+        words.name(lane.device),
+        lane.state,
+        steps,
+        shown(lane.reason, words.WORDS),
+    ]
 
 
 def _since(round: Round, at: float) -> float | None:

@@ -146,7 +146,9 @@ def application(home: Path, token: str, names: tuple[str, ...] = (), *, here: bo
     """`token`: "" for one that only reads; `here`: reached from this machine alone."""
     pages = Pages(home, control=bool(token))
     guard = Middleware(Guard, token=token, names=names, here=here)
-    return Starlette(routes=pages.routes(), middleware=[guard], exception_handlers={404: _missing, 405: _missing})
+    return Starlette(
+        routes=pages.routes(), middleware=[guard], exception_handlers={404: _missing, 405: _missing}
+    )
 
 
 def server(app: Starlette) -> uvicorn.Server:

@@ -1,8 +1,8 @@
 """What devices are at that have answered nothing yet, as far as anybody knows it.
 
-    on this machine   the device's own journal: a promise that is not settled is being worked on
-    a hub             what its devices last told of their task
-    AWS               nothing: progress is not forwarded there (docs/design.md)
+on this machine   the device's own journal: a promise that is not settled is being worked on
+a hub             what its devices last told of their task
+AWS               nothing: progress is not forwarded there (docs/design.md)
 """
 
 from collections.abc import Sequence
