@@ -39,8 +39,8 @@ app = App(
     help_format="markdown",
 )
 for command in (
-    demo, init, run, sim, runs, show, dashboard, pause, stop, resume, devices, export, split, plan, hub, enroll, revoke, ask, join, agent,
-    check_device, aws,
+    demo, init, run, sim, runs, show, dashboard, pause, stop, resume, devices, export, split, plan, hub,
+    enroll, revoke, ask, join, agent, check_device, aws,
 ):  # fmt: skip
     app.command(command)
 

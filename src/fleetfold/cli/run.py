@@ -71,7 +71,7 @@ def run(
             raise BadConfig("--explain is for a run that has not begun", next=f"fleetfold show {resume}")
         return _resume(resume, app, flags, json)
     base = _known(like) if like is not None else None
-    app = app or (base and base.app)
+    app = base.app if base and app is None else app
     if app is None:
         raise BadConfig("which app?", next="fleetfold run APP, or fleetfold run --resume latest")
     found = find_app(app)
@@ -261,13 +261,13 @@ def conclude(run: Run, place: Place, board: Board, json: bool) -> int:
     path = wiring.address(place) or shown(place.folder)
     if early:
         console.print(run.reason, markup=False, soft_wrap=True)
-    again = f"fleetfold run --resume {run.name} --rounds {run.settings.rounds + 10}"
+    on = f"fleetfold run --resume {run.name}" if stands else ""
+    on = on or ("" if early else f"fleetfold run --resume {run.name} --rounds {run.settings.rounds + 10}")
     console.print(
         f"\nmodel   {path}/models/{run.version:06}.safetensors\n"
         f"next    {typed(f'fleetfold show {run.name}')}\n"
         f"        {typed(f'fleetfold export {run.name} --out model.safetensors')}\n"
-        + f"        {typed(f'fleetfold run --resume {run.name}' if stands else again)}\n"
-        * (stands or not early),
+        + (f"        {typed(on)}\n" if on else ""),
         markup=False,
         soft_wrap=True,
     )

@@ -1,7 +1,8 @@
 """What may be done to runs from here: ask one to pause or to stop, resume it, start another like it.
 
-pause, stop ─▶ a wish in the run's record, which its driver obeys       resume ─▶ the record, then a driver:
-start       ─▶ `fleetfold run --like RUN`, a process of its own            a process, the queue, an execution
+pause, stop   a wish in the run's record, which its driver obeys
+resume        the record, then a driver: a process, a place in the hub's queue, an execution
+start         `fleetfold run --like RUN`, a process of its own
 """
 
 import os
@@ -93,11 +94,7 @@ class Control:
     def resume(self, place: Place) -> str:
         run = known(place)
         if take_back(place):
-            return (
-                f"run {run.name} goes on: it had not {run.wish}d yet"
-                if run.wish == "pause"
-                else f"run {run.name} goes on"
-            )
+            return f"run {run.name} goes on as if nothing had been asked"
         if run.state is RunState.DONE and run.round >= run.settings.rounds:
             raise BadConfig(
                 f"run {run.name} is done", next=f"fleetfold run --resume {run.name} --rounds {run.round + 10}"
@@ -125,9 +122,15 @@ class Control:
     def start(self, like: Place, rounds: int | None) -> str:
         """A new run of the same app with the same settings, where that one is."""
         run = known(like)
-        where = {"here": ["--json"], "hub": ["--hub", "--detach"], "cloud": ["--aws", "--detach"]}
         more = ["--rounds", str(rounds)] if rounds else []
-        self._spawn(f"start like {run.name}", ["run", "--like", run.name, *where[wiring.where(like)], *more])
+        match wiring.where(like):
+            case "here":
+                more += ["--json"]
+            case "hub":
+                more += ["--hub", "--detach"]
+            case "cloud":
+                more += ["--aws", "--stack", (like.folder / wiring.CLOUD).resolve().stem, "--detach"]
+        self._spawn(f"start like {run.name}", ["run", "--like", run.name, *more])
         return f"a run like {run.name} is being started"
 
     def jobs(self) -> list[Job]:
@@ -145,8 +148,9 @@ class Control:
         log = folder / f"{time.time_ns():x}.log"
         with log.open("wb") as said:
             child = subprocess.Popen(
-                [sys.executable, "-m", "fleetfold", *words], stdin=subprocess.DEVNULL, stdout=said, stderr=said,
-                start_new_session=True, env={**os.environ, "FLEETFOLD_HOME": str(self._home), "NO_COLOR": "1"},
+                [sys.executable, "-m", "fleetfold", *words], stdin=subprocess.DEVNULL, stdout=said,
+                stderr=said, start_new_session=True,
+                env={**os.environ, "FLEETFOLD_HOME": str(self._home), "NO_COLOR": "1"},
             )  # fmt: skip
         self._children = [*self._children[1 - KEPT :], (Job(shown(what, 100)), child, log)]
 

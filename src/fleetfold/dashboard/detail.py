@@ -128,7 +128,7 @@ def header(objects: Objects, key: str) -> tuple[str, str]:
 
 
 def _round(watch: Watch, number: int, kind: str) -> Round:
-    found = watch.ledger.round(watch.name, number, kind) if kind in words.KINDS else None  # type: ignore[arg-type]
+    found = watch.ledger.round(watch.name, number, kind) if kind in words.KINDS else None
     if found is None:
         raise BadConfig(f"there is no round {number} to {shown(kind, 20)} here")
     return found[0]

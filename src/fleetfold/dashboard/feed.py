@@ -64,4 +64,4 @@ class Feed:
 
     def _newer(self, after: int) -> Iterator[tuple[int, str, bytes]]:
         latest = takewhile(lambda entry: entry[1][0] > after, reversed(self._rows.items()))
-        return reversed([(number, table, text) for (table, _), (number, text) in latest])  # type: ignore[return-value]
+        return reversed([(number, table, text) for (table, _), (number, text) in latest])

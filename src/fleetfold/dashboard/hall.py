@@ -99,8 +99,8 @@ class Hall:
         self._listed, self._names = float("-inf"), list[str]()
 
     def poll(self, run: str, cursor: str) -> bytes:
-        """One JSON object: what is to be told of the run (`latest`: the newest), what changed since the cursor,
-        and when to ask again, in milliseconds. Raises BadConfig."""
+        """One JSON object: what is to be told of the run (`latest`: the newest), what changed since the
+        cursor, and when to ask again, in milliseconds. Raises BadConfig."""
         names = self.names()
         if run == "latest" and not names:
             told: dict[str, Any] = {"runs": [], "cursor": "", "more": False, "next": 2000}

@@ -3,8 +3,8 @@
     run, open round ─▶ each look     new arrivals ─▶ of the seats that the round has newly heard of
     ended rounds ─▶ once, the newest first     the fleet ─▶ when a round has ended, and now and then
 
-A look rests for many times as long as it took: who watches takes no more than a small share of one core, however
-large the fleet is, and nothing while nobody asks.
+A look rests for many times as long as it took: who watches takes no more than a small share of one core,
+however large the fleet is, and nothing while nobody asks.
 """
 
 import time
@@ -21,6 +21,7 @@ from fleetfold.dashboard import words
 from fleetfold.dashboard.feed import Feed, Page
 from fleetfold.dashboard.standing import standing
 from fleetfold.dashboard.steps import Steps
+from fleetfold.errors import shown
 from fleetfold.ledger import Arrival, place
 from fleetfold.messages import Kind
 from fleetfold.ports import fetch
@@ -38,8 +39,9 @@ REST = 25.0
 SLICE = 0.05
 """Seconds in which ended rounds are read at a stretch."""
 FLEET = {"here": 2.0, "hub": 2.0, "cloud": 30.0}
-"""Seconds between two readings of the fleet, at the least; and it rests this many times as long as one took."""
+"""Seconds between two readings of the fleet, at the least."""
 FLEET_REST = 50.0
+"""Times as long as one took it rests besides."""
 LATER = 2
 """Ended rounds that are read once more when the next one has ended: what came late."""
 REFUSED = 500
@@ -90,9 +92,9 @@ class Watch:
         settings = run.settings
         told["run"] = {
             "name": words.name(run.name), "state": run.state, "round": run.round, "kind": run.kind,
-            "rounds": settings.rounds, "version": run.version, "reason": words.shown(run.reason, words.WORDS),
+            "rounds": settings.rounds, "version": run.version, "reason": shown(run.reason, words.WORDS),
             "wish": run.wish, "started": words.time(run.started_at), "ended": words.time(run.ended_at),
-            "app": words.shown(run.app, words.WORDS), "where": self.where,
+            "app": shown(run.app, words.WORDS), "where": self.where,
             "devices": len(self._names), "private": settings.noise > 0, "standing": self._standing,
             "todo": self.behind, "settings": self._settings(run),
         }  # fmt: skip
@@ -110,7 +112,7 @@ class Watch:
         policy = round.policy
         return {
             "round": round.number, "kind": round.kind, "phase": round.phase,
-            "reason": words.shown(round.reason, words.WORDS), "invited": round.invited,
+            "reason": shown(round.reason, words.WORDS), "invited": round.invited,
             "counted": round.counted, "arrived": len(round.arrived), "refused": len(round.refused),
             "target": policy.target, "quorum": policy.quorum, "opened": words.time(round.opened_at),
             "asked": words.time(round.asked_at), "deadline": words.time(round.deadline_at),

@@ -49,9 +49,9 @@ class Spreads(Struct, frozen=True):
 
 
 def round_row(row: Row, opened: Round, spreads: Spreads) -> Told:
-    """[round, kind, phase, cohort, arrived, refused, late, credited, loss, accuracy, scored by, reported loss,
-    reported accuracy, spread of loss, spread of accuracy, ε, seconds, fold seconds, bytes up, bytes down, cost,
-    opened at, ended at, reason]"""
+    """[round, kind, phase, cohort, arrived, refused, late, credited, loss, accuracy, scored by, reported
+    loss, reported accuracy, spread of loss, spread of accuracy, ε, seconds, fold seconds, bytes up, bytes
+    down, cost, opened at, ended at, reason]"""
     reported = (BY_NAME[which].of(row) for which in ("reported_loss", "reported_accuracy"))
     return (
         row.round, KINDS.index(row.kind), row.phase, row.cohort, row.arrived, row.refused, row.late,
@@ -93,8 +93,8 @@ _CAME = {"admitted": "arrived", "refused": "refused", "late": "late", "credited"
 
 
 def lane_row(seat: int, id: int, round: Round, arrival: Arrival | None, step: str) -> Told:
-    """[seat, device, state, download, compute, upload, seconds from invitation to arrival, examples, bytes, why];
-    `step`: what a device is at of which nothing has come."""
+    """[seat, device, state, download, compute, upload, seconds from invitation to arrival, examples, bytes,
+    why]; `step`: what a device is at of which nothing has come."""
     if arrival is None:
         return (seat, id, LANES.index(step), None, None, None, None, 0, 0, "")
     took = arrival.took
