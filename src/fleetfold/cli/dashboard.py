@@ -16,7 +16,7 @@ from fleetfold.wiring import local as wiring
 TOKEN = "FLEETFOLD_DASHBOARD_TOKEN"
 SHORTEST = 16
 """Characters of a token of one's own."""
-NICE = 10
+NICE = 5
 """Who trains goes before who watches."""
 
 

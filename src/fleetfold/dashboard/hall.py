@@ -79,7 +79,7 @@ class Watched:
             self._looked.set()
             took = time.monotonic() - began
             catching_up = bool(self.watch.behind) and not troubles
-            rest = took if catching_up else max(EVERY[wiring.where(self._place)], min(10.0, REST * took))
+            rest = took / 2 if catching_up else max(EVERY[wiring.where(self._place)], min(10.0, REST * took))
             time.sleep(min(rest * (1 + troubles), 10.0))
 
     def _look(self) -> None:

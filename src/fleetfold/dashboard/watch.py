@@ -36,7 +36,7 @@ EVERY = {"here": 0.4, "hub": 0.4, "cloud": 2.0}
 """Seconds between two looks, at the least: a table on AWS is paid for by the reading."""
 REST = 25.0
 """Times as long as a look took it rests: 4 % of one core."""
-SLICE = 0.05
+SLICE = 0.15
 """Seconds in which ended rounds are read at a stretch."""
 FLEET = {"here": 2.0, "hub": 2.0, "cloud": 30.0}
 """Seconds between two readings of the fleet, at the least."""
