@@ -1,4 +1,4 @@
-"""Who is let in: nobody by another name or from another page, and nobody changes anything without the token."""
+"""Who is let in: nobody by another name or from another page; without the token nobody changes anything."""
 
 from pathlib import Path
 

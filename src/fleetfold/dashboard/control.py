@@ -8,6 +8,7 @@ start         `fleetfold run --like RUN`, a process of its own
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -152,6 +153,7 @@ class Control:
                 stderr=said, start_new_session=True,
                 env={**os.environ, "FLEETFOLD_HOME": str(self._home), "NO_COLOR": "1"},
             )  # fmt: skip
+        threading.Thread(target=child.wait, daemon=True).start()  # so that it is buried when it has ended
         self._children = [*self._children[1 - KEPT :], (Job(shown(what, 100)), child, log)]
 
 

@@ -150,10 +150,10 @@ class Watch:
     def _look_at_open(self, run: Run) -> Iterator[None]:
         """The round where the run stands, or the last there was."""
         found = self.ledger.round(run.name, run.round, run.kind)
-        if found is None and self._open is None:
-            found = self._newest(run)
+        if found is None:  # between two rounds: the one before is the last that is known
+            last = self._open and self._open[0]
+            found = self.ledger.round(run.name, last.number, last.kind) if last else self._newest(run)
         if found is None:
-            self._finish_open()
             return
         old, self._open = self._open, found
         round = found[0]
