@@ -5,7 +5,7 @@ BIN := .venv/bin
 # The hub's broker, and what examples/shell-device and a test of clocks need: Debian's packages.
 DEBIAN := mosquitto mosquitto-clients curl jq faketime
 
-.PHONY: demo test test-aws test-aws-sample lint bench fuzz fleet weather debian clean
+.PHONY: demo test test-browser screenshots test-aws test-aws-sample lint bench fuzz fleet weather debian clean
 
 demo: .venv/ready
 	@$(BIN)/fleetfold demo
@@ -43,6 +43,28 @@ test-aws: .venv/ready debian
 test-aws-sample: .venv/ready debian
 	@$(BIN)/pytest -s -m aws tests/aws/test_stack.py -k ten_devices
 
+# The dashboard in Debian's Chromium, driven by Playwright and looked at by axe-core; and its pictures for the docs.
+test-browser: .venv/browser
+	@$(BIN)/pytest -n 2 --dist worksteal -m browser tests/dashboard
+
+screenshots: .venv/browser
+	@$(BIN)/python docs/_tools/screenshots.py
+
+BROWSER := chromium fonts-dejavu-core
+AXE := axe-core@4.14.1
+
+.venv/browser: .venv/ready
+	@for program in chromium npm; do command -v $$program > /dev/null || missing=yes; done; \
+	if [ -n "$$missing" ]; then \
+	  command -v apt-get > /dev/null || { echo "please install $(BROWSER) npm"; exit 1; }; \
+	  echo "installing $(BROWSER)"; as=; [ $$(id -u) = 0 ] || as=sudo; \
+	  more=; command -v npm > /dev/null || more=npm; \
+	  $$as env DEBIAN_FRONTEND=noninteractive sh -c "apt-get -qq update; apt-get -qq install -y --no-install-recommends $(BROWSER) $$more" > /dev/null; \
+	fi
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[browser]'
+	@npm install --silent --no-save --no-package-lock --no-audit --no-fund --prefix .browser $(AXE)
+	@touch $@
+
 debian:
 	@for program in mosquitto mosquitto_sub curl jq faketime; do \
 	  PATH="$$PATH:/usr/sbin" command -v $$program > /dev/null || missing=yes; done; \
@@ -60,4 +82,4 @@ debian:
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-aws .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-aws .browser .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -106,7 +106,8 @@ class Written:
         name, chance = self.chosen[seat], self.chance
         took = Timings(download=0.1, compute=self.speed[name] * (0.8 + 0.4 * chance.random()), upload=0.2)
         found = 3.0 * 0.995**self.round.number * (0.8 + 0.4 * chance.random()) if loss is None else loss
-        told = {"loss": found, "accuracy": 1 - found / 3.5} if metrics is None else metrics
+        own: Metrics = {"loss": found, "accuracy": 1 - found / 3.5}
+        told = own if metrics is None else metrics
         return Arrival(
             device=name, seat=seat, state="refused" if wrong else "admitted", reason=why,
             key=layout.update(place(self.round), name), size=4200, examples=100, metrics=told,

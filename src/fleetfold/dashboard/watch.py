@@ -207,6 +207,8 @@ class Watch:
         for name, arrival in fresh.items():
             if name in self._seats and self._arrivals.get(name) != arrival:
                 self._tell_lane(round, name, arrival, "")
+            if arrival.state == "refused":
+                self._tell_refused(round, name, arrival, arrival.at, arrival.reason)
         self._arrivals |= fresh
 
     def _tell_lane(self, round: Round, name: str, arrival: Arrival | None, step: str) -> None:

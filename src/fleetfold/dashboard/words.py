@@ -28,6 +28,8 @@ LARGEST = 1e30
 def name(text: str) -> str:
     """A name that fits on a screen. Longer ones end in a mark, so that nobody takes them for another."""
     plain = shown(text, NAME)
+    if not plain.strip():  # nobody could see it, or point at it
+        return shown(f"({text!r})", NAME)
     return plain if plain == text else f"{plain[: NAME - 1]}…"
 
 
