@@ -1,5 +1,5 @@
-"""The pictures of the dashboard in docs/img: `make screenshots`. A run of fifty devices, one of them slow, one of
-them wrong, is paused in the middle of things; then a fleet of ten thousand.
+"""The pictures of the dashboard in docs/img: `make screenshots`. A run of fifty devices, of which one is slow and
+one wrong; then a fleet of ten thousand.
 
 python docs/_tools/screenshots.py [FOLDER]
 """
@@ -24,7 +24,7 @@ def main(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as temporary, browser() as chromium:
         home = Path(temporary)
         os.environ["FLEETFOLD_HOME"] = temporary
-        flags = ["--devices", "50", "--rounds", "30", "--evaluate", "same", "--deadline", "60s"]
+        flags = ["--rounds", "60"]
         with running(home, *flags) as _, serving(home) as site:
             until(place_of(home), lambda run: run.round > 14)
             for name, dark in (("light", False), ("dark", True)):

@@ -13,7 +13,7 @@ from fleetfold.round.run import Run
 from fleetfold.wiring import local as wiring
 from fleetfold.wiring.local import Place
 
-APP = Path(__file__).parent / "live_app.py"
+APP = Path(__file__).parents[2] / "examples/odd-ones"
 
 
 @contextmanager
@@ -31,7 +31,7 @@ def running(home: Path, *flags: str, app: Path = APP) -> Iterator[subprocess.Pop
         process.wait(30)
 
 
-def place_of(home: Path, run: str = "live_app-1") -> Place:
+def place_of(home: Path, run: str = "odd-ones-1") -> Place:
     return Place(home, run)
 
 

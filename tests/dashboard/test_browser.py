@@ -94,7 +94,7 @@ def test_a_run_is_paused_resumed_and_stopped_by_its_buttons_and_another_is_start
                 ("stop", RunState.STOPPED),
             ):
                 page.page.click(f"#{what}")
-                assert "live_app-1" in page.text("dialog-title")
+                assert "odd-ones-1" in page.text("dialog-title")
                 page.page.click("#dialog .answers button:last-child")
                 until(place, lambda run, state=state: run.state is state)
                 page.shows("state", state.value)
@@ -103,11 +103,11 @@ def test_a_run_is_paused_resumed_and_stopped_by_its_buttons_and_another_is_start
             page.page.click("#start")
             page.page.fill("#how-many", "2")
             page.page.click("#dialog .answers button:last-child")
-            until(Place(home, "live_app-2"), lambda run: run.state is RunState.DONE)
+            until(Place(home, "odd-ones-2"), lambda run: run.state is RunState.DONE)
             page.until(
-                "() => [...document.querySelectorAll('#run option')].some((o) => o.value === 'live_app-2')"
+                "() => [...document.querySelectorAll('#run option')].some((o) => o.value === 'odd-ones-2')"
             )
-            page.page.select_option("#run", "live_app-2")
+            page.page.select_option("#run", "odd-ones-2")
             page.shows("figures", "2 of 2")
 
 

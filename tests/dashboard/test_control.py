@@ -35,10 +35,10 @@ def test_a_run_is_paused_resumed_stopped_and_another_is_started_like_it(home: Pa
         assert stopped.version >= paused.version
 
         assert site.do(place.run, "start", rounds=2).status == 200
-        other = until(Place(home, "live_app-2"), lambda run: run.state is RunState.DONE)
+        other = until(Place(home, "odd-ones-2"), lambda run: run.state is RunState.DONE)
         assert (other.settings.rounds, other.settings.devices, other.app) == (2, 4, stopped.app)
-        told = told_until(site, "live_app-2", lambda told: told["jobs"][0]["state"] == "ended")
-        assert told["jobs"][0]["what"] == "start like live_app-1"
+        told = told_until(site, "odd-ones-2", lambda told: told["jobs"][0]["state"] == "ended")
+        assert told["jobs"][0]["what"] == "start like odd-ones-1"
 
 
 def test_what_cannot_be_started_says_why(home: Path) -> None:
@@ -120,7 +120,7 @@ def test_the_terminal_pauses_stops_and_resumes_by_the_same_record(
         assert left.value.code in (0, None)
         assert process.wait(60) == 0
     until(place, lambda run: run.state is RunState.STOPPED)
-    assert "fleetfold resume live_app-1" in capsys.readouterr().out
+    assert "fleetfold resume odd-ones-1" in capsys.readouterr().out
     with pytest.raises(SystemExit) as left:
-        main(["pause", "live_app-1"])
+        main(["pause", "odd-ones-1"])
     assert left.value.code == 2
