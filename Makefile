@@ -20,7 +20,7 @@ lint: .venv/ready
 	@$(BIN)/lint-imports
 
 bench: .venv/ready
-	@for name in overhead fold select buffered attack codecs proximal privacy fleet agent; do $(BIN)/python -m bench $$name || exit 1; done
+	@for name in overhead fold select buffered attack codecs proximal privacy fleet agent dashboard; do $(BIN)/python -m bench $$name || exit 1; done
 
 # Mutated updates through the gate and the fold: FUZZ_FILES of them (a million), from FUZZ_SEED (any).
 fuzz: .venv/ready

@@ -168,7 +168,7 @@ class Watch:
         yield
         if round.phase in ENDED:
             self._finish_open()
-        else:
+        elif old is None or old[1] != found[1]:
             self._tell_row(round, self._arrivals)
 
     def _newest(self, run: Run) -> tuple[Round, int] | None:
