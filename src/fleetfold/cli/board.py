@@ -13,10 +13,12 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from fleetfold.log import Log
 from fleetfold.round.run import Run, RunState
 from fleetfold.round.state import ENDED
 from fleetfold.settings import size
-from fleetfold.view import Row, row
+from fleetfold.tell.teller import announce
+from fleetfold.view import Following, Row
 from fleetfold.wiring import local as wiring
 from fleetfold.wiring.local import Place
 
@@ -25,9 +27,10 @@ EVERY = 0.1
 
 
 class Board:
-    """Called by the run with its state. `style`: "table", "lines" or "json"."""
+    """Called by the run with its state. `style`: "table", "lines" or "json"; or a log to tell of rounds and
+    of devices that were refused."""
 
-    def __init__(self, place: Place, console: Console, style: str) -> None:
+    def __init__(self, place: Place, console: Console, style: str | Log) -> None:
         self._place, self._console, self._style = place, console, style
         self._rows: dict[tuple[int, str], Row] = {}
         self._looked = 0.0
@@ -55,30 +58,25 @@ class Board:
             return
         self._looked = now
         if not self._opened:
-            self._ledger, self._objects = wiring.ledger(self._place), wiring.objects(self._place)
-            self._opened = True
+            self._ledger, objects = wiring.ledger(self._place), wiring.objects(self._place)
+            self._following, self._opened = Following(self._ledger, objects, run.name), True
         self._catch_up(run)
         if self._live is not None:
             self._live.update(self._table(run, ready), refresh=True)
 
     def _catch_up(self, run: Run) -> None:
-        """Read the rounds that may have changed since the last look: the last one seen, and what follows."""
-        open_before = [r for r in self._rows.values() if r.phase not in ENDED]
-        number = open_before[0].round if open_before else (max((n for n, _ in self._rows), default=0))
-        for n in range(max(1, number), run.round + 1):
-            for kind in ("train", "evaluate"):
-                if self._rows.get((n, kind)) and self._rows[n, kind].phase in ENDED:
-                    continue
-                found = self._ledger.round(run.name, n, kind)
-                if found is not None:
-                    new = row(self._ledger, self._objects, found[0], time.time())
-                    self._rows[n, kind] = new
-                    if new.phase in ENDED:
-                        self._say(new, run)
+        """Read the rounds that may have changed since the last look, and say which have ended."""
+        for new in self._following.look(time.time()):
+            before = self._rows.get((new.round, new.kind))
+            self._rows[new.round, new.kind] = new
+            if new.phase in ENDED and (before is None or before.phase not in ENDED):
+                self._say(new, run)
 
     def _say(self, row: Row, run: Run) -> None:
         if self._style == "json":
             print(msgspec.json.encode(row).decode(), flush=True)
+        elif isinstance(self._style, Log):
+            announce(self._style, self._ledger, run.name, row)
         elif self._style == "lines":
             self._console.print(
                 f"round {row.round}/{run.settings.rounds}"

@@ -18,10 +18,14 @@ from fleetfold.coordinator.opening import extend
 from fleetfold.errors import BadConfig, Unavailable, typed
 from fleetfold.local import run as local_run
 from fleetfold.local.run import Watch
+from fleetfold.log import Log, Shape
 from fleetfold.round.run import Run, RunState
 from fleetfold.settings import Settings
 from fleetfold.wiring import local as wiring
 from fleetfold.wiring.local import Place
+
+Telling = bool | Shape
+"""What is printed of a run: the table, or a line a round in a pipe (False), rows as JSON (True), or a log."""
 
 
 def run(
@@ -40,6 +44,9 @@ def run(
     json: Annotated[
         bool, Parameter(help="print one JSON object a round instead of the table", negative="")
     ] = False,
+    log_format: Annotated[
+        Shape | None, Parameter(help="print a log of rounds and refused devices instead of the table")
+    ] = None,
     explain: Annotated[
         bool, Parameter(help="print every setting and where it came from; train nothing", negative="")
     ] = False,
@@ -57,6 +64,7 @@ def run(
     - `fleetfold run examples/digits`
     - `fleetfold run my-app --devices 40 --cohort 10 --rounds 50 --deadline 30s`
     - `fleetfold run my-app --select all --quorum 0.8 --json`
+    - `fleetfold run my-app --log-format json`
     - `fleetfold run --resume latest --rounds 60`
     - `fleetfold run my-app --hub --cohort 20 --where 'battery > 0.5' --rounds 50`
     - `fleetfold run my-app --aws --rounds 50 --deadline 1h`
@@ -65,7 +73,7 @@ def run(
     if resume is not None:
         if explain:
             raise BadConfig("--explain is for a run that has not begun", next=f"fleetfold show {resume}")
-        return _resume(resume, app, flags, json)
+        return _resume(resume, app, flags, log_format or json)
     if app is None:
         raise BadConfig("which app?", next="fleetfold run APP, or fleetfold run --resume latest")
     found = find_app(app)
@@ -76,11 +84,12 @@ def run(
     if hub and aws:
         raise BadConfig("a run is on a hub or on AWS, not on both", next="fleetfold run APP --aws")
     if aws:
-        return on_aws(found, settings, stack, json, detach)
-    return on_hub(found, settings, json, detach) if hub else started(found, settings, json)
+        return on_aws(found, settings, stack, log_format or json, detach)
+    telling = log_format or json
+    return on_hub(found, settings, telling, detach) if hub else started(found, settings, telling)
 
 
-def _resume(name: str, app: str | None, flags: Any, json: bool) -> int:
+def _resume(name: str, app: str | None, flags: Any, json: Telling) -> int:
     place = existing(name)
     given = {k: v for k, v in vars(flags).items() if v is not None}
     rounds = given.pop("rounds", None)
@@ -101,7 +110,7 @@ def _resume(name: str, app: str | None, flags: Any, json: bool) -> int:
             return driven(place, json, lambda watch: local_run.resume(place, found, wanted, watch))
 
 
-def _resume_on_hub(place: Place, rounds: int | None, json: bool) -> int:
+def _resume_on_hub(place: Place, rounds: int | None, json: Telling) -> int:
     """A run that stands is driven by the hub anyway; one that has ended is given more to do."""
     installed()
     from fleetfold.hub import opening
@@ -111,7 +120,7 @@ def _resume_on_hub(place: Place, rounds: int | None, json: bool) -> int:
     return _watched_on_hub(place, json)
 
 
-def _resume_on_aws(place: Place, rounds: int | None, json: bool) -> int:
+def _resume_on_aws(place: Place, rounds: int | None, json: Telling) -> int:
     """A run that stands is driven by its execution; one that has ended, or whose execution has failed, by
     another one."""
     installed_aws()
@@ -122,14 +131,14 @@ def _resume_on_aws(place: Place, rounds: int | None, json: bool) -> int:
     return watched(place, json, f"{ON_AWS} goes on with it")
 
 
-def started(app: App, settings: Settings, json: bool) -> int:
+def started(app: App, settings: Settings, json: Telling) -> int:
     """Prepare, then take a place: an app that cannot run leaves nothing behind. → exit code."""
     prepared = local_run.prepare(app, settings)
     place = local_run.new_place(wiring.home(), app.name)
     return driven(place, json, lambda watch: local_run.start(prepared, place, watch))
 
 
-def on_hub(app: App, settings: Settings, json: bool, detach: bool) -> int:
+def on_hub(app: App, settings: Settings, json: Telling, detach: bool) -> int:
     """Prepare, give it to the hub, and watch; leaving off to watch changes nothing. → exit code."""
     installed()
     from fleetfold.hub import opening
@@ -144,13 +153,13 @@ def on_hub(app: App, settings: Settings, json: bool, detach: bool) -> int:
     return _watched_on_hub(place, json)
 
 
-def _watched_on_hub(place: Place, json: bool) -> int:
+def _watched_on_hub(place: Place, json: Telling) -> int:
     from fleetfold.hub import opening
 
     return watched(place, json, "the hub goes on with it", lambda: opening.standing(place.home), EVERY)
 
 
-def on_aws(app: App, settings: Settings, stack: str, json: bool, detach: bool) -> int:
+def on_aws(app: App, settings: Settings, stack: str, json: Telling, detach: bool) -> int:
     """Prepare, give it to the stack, and watch; leaving off to watch changes nothing. → exit code."""
     installed_aws()
     from fleetfold.aws import opening
@@ -187,7 +196,7 @@ LOOK = 1.0
 
 
 def watched(
-    place: Place, json: bool, then: str, standing: Callable[[], str] = lambda: "", every: float = LOOK
+    place: Place, json: Telling, then: str, standing: Callable[[], str] = lambda: "", every: float = LOOK
 ) -> int:
     """Watch a run that others drive; leaving off to watch changes nothing. `standing`: why nothing happens.
     → exit code."""
@@ -207,12 +216,13 @@ def watched(
     return driven(place, json, watch_it, f"fleetfold show {place.run}; {then}")
 
 
-def driven(place: Place, json: bool, drive: Callable[[Watch], Run], then: str = "") -> int:
+def driven(place: Place, json: Telling, drive: Callable[[Watch], Run], then: str = "") -> int:
     """Watch a run to its end and conclude; or to a Ctrl-C, and say how it goes on (`then`). → exit code."""
     console = terminal()
     style = "json" if json else "table" if console.is_terminal else "lines"
+    telling = Log(json) if isinstance(json, str) else style
     try:
-        with Board(place, console, style) as board:
+        with Board(place, console, telling) as board:
             ended = drive(board)
     except KeyboardInterrupt:
         print(
@@ -223,7 +233,7 @@ def driven(place: Place, json: bool, drive: Callable[[Watch], Run], then: str = 
     return conclude(ended, place, board, json)
 
 
-def conclude(run: Run, place: Place, board: Board, json: bool) -> int:
+def conclude(run: Run, place: Place, board: Board, json: Telling) -> int:
     """Where the run is, what to try next, and the last line: the figures."""
     if run.state is RunState.FAILED:
         raise Unavailable(f"run {run.name} failed: {run.reason}", next=f"fleetfold show {run.name}")

@@ -17,6 +17,7 @@ from fleetfold.errors import BadConfig
 from fleetfold.hub.scorer import Scorer
 from fleetfold.messages import Kind, Report
 from fleetfold.ports import Control, Letter, Objects
+from fleetfold.tell.teller import Says, Teller
 from fleetfold.wiring import hub as wiring
 from fleetfold.wiring.local import Place
 
@@ -84,7 +85,9 @@ class Hearing:
 class Driver:
     """Raises BadConfig where the run or its app cannot be found. `repeat`: the bus has lost its memory."""
 
-    def __init__(self, place: Place, bus: MqttBus, objects: Objects, stored: Stored, *, away: bool) -> None:
+    def __init__(
+        self, place: Place, bus: MqttBus, objects: Objects, stored: Stored, say: Says, *, away: bool
+    ) -> None:
         found = wiring.ledger(place).run(place.run)
         if found is None:
             raise BadConfig(f"run {place.run} was never opened", next="fleetfold run APP --hub")
@@ -98,6 +101,7 @@ class Driver:
             place, found[0].settings, objects, self._control, time.time, self._scorer.score, bus.ignored,
             away=away,
         )  # fmt: skip
+        self._teller = Teller(place.folder, wiring.ledger(place), objects, place.run, say)
         self._resumed, self._wake = False, 0.0
 
     def step(self) -> float:
@@ -111,8 +115,10 @@ class Driver:
             return self._wake
         self.repeat = False
         self._wake = self._coordinator.step()
+        self._teller.look()
         return self._wake
 
     def close(self) -> None:
+        self._teller.close()
         self._scorer.close()
         self._log.close()

@@ -8,6 +8,7 @@ import itertools
 import os
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 from msgspec import Struct
@@ -26,6 +27,7 @@ from fleetfold.local.worker import Orders
 from fleetfold.local.workers import Hinting, Workers
 from fleetfold.round.run import Run, RunState
 from fleetfold.settings import Settings
+from fleetfold.tell.teller import Teller
 from fleetfold.wiring import local as wiring
 from fleetfold.wiring.local import Place
 
@@ -127,14 +129,20 @@ def _drive(app: App, trainer: Trainer, place: Place, ledger: Ledger, watch: Watc
     found = ledger.run(place.run)
     assert found is not None
     run, _ = found
+    teller = Teller(place.folder, ledger, wiring.objects(place), place.run)
     if run.state is not RunState.RUNNING:
+        teller.look()
         watch(run, 0)
         return run
     settings = run.settings
     count = min(settings.workers or os.cpu_count() or 1, settings.devices)
     orders = Orders(str(place.home), place.run, app, settings, 0, count, 0, f"{os.getpid()}-{time.time()}")
     control = wiring.control(place, durable=wiring.is_durable(settings))
-    with (place.folder / "workers.log").open("ab") as log, Workers(orders, log) as workers:
+    with (
+        closing(teller),
+        (place.folder / "workers.log").open("ab") as log,
+        Workers(orders, log) as workers,
+    ):
         coordinator = wiring.coordinator(
             place, settings, Hinting(control, workers), time.time, tester(app, trainer)
         )
@@ -146,7 +154,9 @@ def _drive(app: App, trainer: Trainer, place: Place, ledger: Ledger, watch: Watc
         while (wake := coordinator.step()) != float("inf"):
             run, _ = ledger.run(place.run) or (run, 0)
             watch(run, workers.ready)
+            teller.look()
             workers.wait(min(wake - time.time(), 0.25))
+        teller.look()
     run, _ = ledger.run(place.run) or (run, 0)
     watch(run, 0)
     return run
