@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from fleetfold import layout
 from fleetfold.agent.torch_file import save_torch
 from fleetfold.cli.aws_cost import priced
+from fleetfold.cli.files import saved
 from fleetfold.cli.places import existing
 from fleetfold.errors import BadConfig
 from fleetfold.fold.tensors import read, write
@@ -77,7 +78,7 @@ def export(
         if out is None:
             sys.stdout.buffer.write(text)
             return
-        _save(out, text)
+        saved(out, text)
         print(f"{out}: {len(exports.ended(told))} rounds of {place.run}")
     elif to == "tensorboard":
         path = _event_file(out or TENSORBOARD, place.run, told)
@@ -118,20 +119,9 @@ def _model(place: Place, run: Run, out: Path | None, version: int | None) -> Non
     print(f"{out}: model {number} of {place.run}, {len(tensors)} tensors, {parameters:,} values{private}")
 
 
-def _save(path: Path, data: bytes) -> None:
-    """Whole or not at all."""
-    fresh = path.with_name(f".{path.name}.new")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh.write_bytes(data)
-        fresh.replace(path)
-    except OSError as error:
-        raise BadConfig(f"--out {path}: {error.strerror}") from None
-
-
 def _event_file(folder: Path, run: str, told: Sequence[Row]) -> Path:
     path = folder / run / exports.event_name(run, told)
-    _save(path, exports.event_file(told))
+    saved(path, exports.event_file(told))
     return path
 
 

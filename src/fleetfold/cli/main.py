@@ -21,6 +21,7 @@ from fleetfold.cli.export import export
 from fleetfold.cli.hub import enroll, hub, revoke
 from fleetfold.cli.init import init
 from fleetfold.cli.plan import plan
+from fleetfold.cli.report import compare, report
 from fleetfold.cli.run import run
 from fleetfold.cli.show import devices, runs, show
 from fleetfold.cli.sim import sim
@@ -38,8 +39,8 @@ app = App(
     help_format="markdown",
 )
 for command in (
-    demo, init, run, sim, runs, show, devices, export, split, plan, hub, enroll, revoke, ask, join, agent,
-    check_device, aws,
+    demo, init, run, sim, runs, show, devices, report, compare, export, split, plan, hub, enroll, revoke, ask,
+    join, agent, check_device, aws,
 ):  # fmt: skip
     app.command(command)
 
