@@ -127,7 +127,7 @@ def rounds_table(rows: list[Row], width: int) -> Table:
             column, justify="right", no_wrap=True, min_width=8 if column in ("up", "down") else None
         )
     if wide := width >= 110:
-        table.add_column("reason", overflow="ellipsis", no_wrap=True, ratio=1)
+        table.add_column("reason", overflow="ellipsis", no_wrap=True, ratio=1, max_width=width - 80)
     for r in rows:
         name = str(r.round) if r.kind == "train" else f"{r.round} eval"
         refused = f"[red]{r.refused}[/]" if r.refused else "0"

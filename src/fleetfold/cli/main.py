@@ -26,6 +26,7 @@ from fleetfold.cli.run import run
 from fleetfold.cli.show import devices, runs, show
 from fleetfold.cli.sim import sim
 from fleetfold.cli.split import split
+from fleetfold.cli.watch import watch
 from fleetfold.errors import told, typed
 
 app = App(
@@ -39,8 +40,8 @@ app = App(
     help_format="markdown",
 )
 for command in (
-    demo, init, run, sim, runs, show, devices, report, compare, export, split, plan, hub, enroll, revoke, ask,
-    join, agent, check_device, aws,
+    demo, init, run, sim, runs, show, watch, devices, report, compare, export, split, plan, hub, enroll,
+    revoke, ask, join, agent, check_device, aws,
 ):  # fmt: skip
     app.command(command)
 
