@@ -11,6 +11,7 @@ import msgspec
 from msgspec.structs import replace
 
 from fleetfold.adapters.boto import Declined, Service, client
+from fleetfold.adapters.counted import Counted, Wrote, unwatched
 from fleetfold.agent.app import App
 from fleetfold.aws import workflow
 from fleetfold.aws.stack import Stack, load, path
@@ -42,10 +43,14 @@ def is_taken(stack: Stack, run: str) -> bool:
     return not wiring.records(stack.table, stack.region).swap(workflow.key(run), encode(Wait()), 0)
 
 
-def submit(stack: Stack, app: App, settings: Settings, model: bytes, place: Place) -> Run:
-    """A new run of all the fleet that there is, whose name was free."""
+def submit(
+    stack: Stack, app: App, settings: Settings, model: bytes, place: Place,
+    wrote: Wrote = unwatched,
+) -> Run:  # fmt: skip
+    """A new run of all the fleet that there is, whose name was free. `wrote` hears how far its first model
+    is."""
     (place.folder / CLOUD).symlink_to(path(place.home.absolute(), stack.name))
-    ledger, objects = local.ledger(place), local.objects(place)
+    ledger, objects = local.ledger(place), Counted(local.objects(place), wrote)
     settings = replace(settings, devices=max(1, len(ledger.fleet())))
     run = open_run(place.run, app.place, settings, model, [], ledger, objects, time.time())
     start(stack, run)

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from fleetfold import layout
 from fleetfold.log import Log
 from fleetfold.round.run import Run, RunState
 from fleetfold.round.state import ENDED
@@ -36,6 +37,8 @@ class Board:
         self._looked = 0.0
         self._live: Live | None = None
         self._opened = False
+        self._run: Run | None = None
+        self._writing, self._began, self._whole = "", 0.0, 0
 
     def __enter__(self) -> "Board":
         if self._style == "table":
@@ -58,11 +61,28 @@ class Board:
             return
         self._looked = now
         if not self._opened:
-            self._ledger, objects = wiring.ledger(self._place), wiring.objects(self._place)
-            self._following, self._opened = Following(self._ledger, objects, run.name), True
+            self._ledger, self._objects = wiring.ledger(self._place), wiring.objects(self._place)
+            self._following, self._opened = Following(self._ledger, self._objects, run.name), True
+        self._run = run
         self._catch_up(run)
         if self._live is not None:
             self._live.update(self._table(run, ready), refresh=True)
+
+    def wrote(self, key: str, done: int) -> None:
+        """That a fold has written so many bytes of a model: told in a terminal, where it takes a while."""
+        now = time.monotonic()
+        if self._live is None or self._run is None or "/models/" not in key:
+            return
+        if key != self._writing:
+            self._writing, self._began, self._looked = key, now, now
+            self._whole = self._objects.size(layout.model(self._run.name, 0)) or done
+        if now - self._looked < EVERY:
+            return
+        self._looked = now
+        left = (now - self._began) * (self._whole - done) / max(1, done)
+        share = min(1.0, done / max(1, self._whole))
+        told = f"folding: {share:.0%} of {size(self._whole)} written, about {max(0.0, left):.0f} s left"
+        self._live.update(Group(self._table(self._run, 0), Text(told, style="cyan")), refresh=True)
 
     def _catch_up(self, run: Run) -> None:
         """Read the rounds that may have changed since the last look, and say which have ended."""

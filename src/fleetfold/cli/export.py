@@ -13,9 +13,9 @@ from fleetfold.agent.torch_file import save_torch
 from fleetfold.cli.aws_cost import priced
 from fleetfold.cli.files import saved
 from fleetfold.cli.places import existing
+from fleetfold.cli.progress import fetched
 from fleetfold.errors import BadConfig
 from fleetfold.fold.tensors import read, write
-from fleetfold.ports import fetch
 from fleetfold.round.run import Run
 from fleetfold.tell import exports
 from fleetfold.view import Row, rows
@@ -97,7 +97,7 @@ def _model(place: Place, run: Run, out: Path | None, version: int | None) -> Non
         raise BadConfig("where to?", next=f"fleetfold export {run.name} --out model.safetensors")
     number = run.version if version is None else version
     try:
-        data = fetch(wiring.objects(place), layout.model(place.run, number))
+        data = fetched(wiring.objects(place), layout.model(place.run, number), f"model {number}")
     except KeyError:
         raise BadConfig(
             f"run {place.run} has no model {number}; its newest is {run.version}",

@@ -13,6 +13,7 @@ from fleetfold.agent.app import App, find_app
 from fleetfold.cli.board import EVERY, Board, number, terminal
 from fleetfold.cli.hub import installed
 from fleetfold.cli.places import existing, shown
+from fleetfold.cli.progress import uploading
 from fleetfold.cli.settings import Flags, explained, settings_of
 from fleetfold.coordinator.opening import extend
 from fleetfold.errors import BadConfig, Unavailable, typed
@@ -107,7 +108,9 @@ def _resume(name: str, app: str | None, flags: Any, json: Telling) -> int:
         case "cloud":
             return _resume_on_aws(place, wanted, json)
         case "here":
-            return driven(place, json, lambda watch: local_run.resume(place, found, wanted, watch))
+            return driven(
+                place, json, lambda board: local_run.resume(place, found, wanted, board, board.wrote)
+            )
 
 
 def _resume_on_hub(place: Place, rounds: int | None, json: Telling) -> int:
@@ -135,7 +138,7 @@ def started(app: App, settings: Settings, json: Telling) -> int:
     """Prepare, then take a place: an app that cannot run leaves nothing behind. → exit code."""
     prepared = local_run.prepare(app, settings)
     place = local_run.new_place(wiring.home(), app.name)
-    return driven(place, json, lambda watch: local_run.start(prepared, place, watch))
+    return driven(place, json, lambda board: local_run.start(prepared, place, board, board.wrote))
 
 
 def on_hub(app: App, settings: Settings, json: Telling, detach: bool) -> int:
@@ -146,7 +149,8 @@ def on_hub(app: App, settings: Settings, json: Telling, detach: bool) -> int:
     opening.check(wiring.home())
     prepared = local_run.prepare(app, settings)
     place = local_run.new_place(wiring.home(), app.name)
-    opening.submit(app, settings, prepared.model, place)
+    with uploading("the first model", len(prepared.model)) as wrote:
+        opening.submit(app, settings, prepared.model, place, wrote)
     if detach:
         print(f"{place.run} is in the hub's queue\n  next: {typed(f'fleetfold show {place.run}')}")
         return 0
@@ -167,7 +171,8 @@ def on_aws(app: App, settings: Settings, stack: str, json: Telling, detach: bool
     found = opening.check(wiring.home(), stack)
     prepared = local_run.prepare(app, settings)
     place = _free_place(app.name, lambda run: opening.is_taken(found, run))
-    opening.submit(found, app, settings, prepared.model, place)
+    with uploading("the first model", len(prepared.model)) as wrote:
+        opening.submit(found, app, settings, prepared.model, place, wrote)
     if detach:
         print(f"{place.run} is on AWS\n  next: {typed(f'fleetfold show {place.run}')}")
         return 0
@@ -216,7 +221,7 @@ def watched(
     return driven(place, json, watch_it, f"fleetfold show {place.run}; {then}")
 
 
-def driven(place: Place, json: Telling, drive: Callable[[Watch], Run], then: str = "") -> int:
+def driven(place: Place, json: Telling, drive: Callable[[Board], Run], then: str = "") -> int:
     """Watch a run to its end and conclude; or to a Ctrl-C, and say how it goes on (`then`). → exit code."""
     console = terminal()
     style = "json" if json else "table" if console.is_terminal else "lines"

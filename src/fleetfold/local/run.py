@@ -14,6 +14,7 @@ from pathlib import Path
 from msgspec import Struct
 
 from fleetfold import layout
+from fleetfold.adapters.counted import Wrote, unwatched
 from fleetfold.adapters.lock import held
 from fleetfold.agent.app import App, check, import_paths, load_trainer, tester, users_code
 from fleetfold.agent.trainer import Trainer
@@ -50,18 +51,18 @@ def prepare(app: App, settings: Settings) -> Prepared:
     return Prepared(app, settings, trainer, _first_model(app, trainer, settings))
 
 
-def start(prepared: Prepared, place: Place, watch: Watch) -> Run:
-    """Open a new run in its place and drive it to its end."""
+def start(prepared: Prepared, place: Place, watch: Watch, wrote: Wrote = unwatched) -> Run:
+    """Open a new run in its place and drive it to its end. `wrote` hears how far a fold is."""
     app, settings = prepared.app, prepared.settings
     with held(place.folder, f"run {place.run}"):
         durable = wiring.is_durable(settings)
         ledger, objects = wiring.ledger(place, durable=durable), wiring.objects(place, durable=durable)
         names = [device.name for device in simulated(settings)]
         open_run(place.run, app.place, settings, prepared.model, names, ledger, objects, time.time())
-        return _drive(app, prepared.trainer, place, ledger, watch, resumed=False)
+        return _drive(app, prepared.trainer, place, ledger, watch, wrote, resumed=False)
 
 
-def resume(place: Place, app: App | None, rounds: int | None, watch: Watch) -> Run:
+def resume(place: Place, app: App | None, rounds: int | None, watch: Watch, wrote: Wrote = unwatched) -> Run:
     """Go on with a run from where it stood. `rounds`: train until that many are done instead."""
     with held(place.folder, f"run {place.run}"):
         ledger = wiring.ledger(place)
@@ -77,7 +78,7 @@ def resume(place: Place, app: App | None, rounds: int | None, watch: Watch) -> R
             app = App(place.run.rpartition("-")[0], run.app, str(folder))
         trainer = _loaded(app, run.settings)
         extend(ledger, place.run, rounds)
-        return _drive(app, trainer, place, ledger, watch, resumed=True)
+        return _drive(app, trainer, place, ledger, watch, wrote, resumed=True)
 
 
 def new_place(home: Path, app: str) -> Place:
@@ -125,7 +126,9 @@ def _first_model(app: App, trainer: Trainer, settings: Settings) -> bytes:
         raise BadConfig(f"{app.place}: init(): {error.sentence}") from None
 
 
-def _drive(app: App, trainer: Trainer, place: Place, ledger: Ledger, watch: Watch, *, resumed: bool) -> Run:
+def _drive(
+    app: App, trainer: Trainer, place: Place, ledger: Ledger, watch: Watch, wrote: Wrote, *, resumed: bool
+) -> Run:
     found = ledger.run(place.run)
     assert found is not None
     run, _ = found
@@ -144,7 +147,7 @@ def _drive(app: App, trainer: Trainer, place: Place, ledger: Ledger, watch: Watc
         Workers(orders, log) as workers,
     ):
         coordinator = wiring.coordinator(
-            place, settings, Hinting(control, workers), time.time, tester(app, trainer)
+            place, settings, Hinting(control, workers), time.time, tester(app, trainer), wrote
         )
         while workers.ready < count:  # the deadline is for training, not for loading what trains
             watch(run, workers.ready)
