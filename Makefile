@@ -5,7 +5,7 @@ BIN := .venv/bin
 # The hub's broker, and what examples/shell-device and a test of clocks need: Debian's packages.
 DEBIAN := mosquitto mosquitto-clients curl jq faketime
 
-.PHONY: demo test test-aws test-aws-sample lint bench fuzz fleet weather debian clean
+.PHONY: demo test test-aws test-aws-sample lint bench fuzz fleet weather test-tools debian clean
 
 demo: .venv/ready
 	@$(BIN)/fleetfold demo
@@ -43,6 +43,18 @@ test-aws: .venv/ready debian
 test-aws-sample: .venv/ready debian
 	@$(BIN)/pytest -s -m aws tests/aws/test_stack.py -k ten_devices
 
+# What other people's programs make of what runs tell them: promtool, TensorBoard, MLflow, and a browser that prints;
+# installed as Debian's packages, and into .venv-tools (a minute or two the first time).
+TOOLS := prometheus chromium
+test-tools: .venv/ready
+	@command -v promtool > /dev/null && command -v chromium > /dev/null || { \
+	  command -v apt-get > /dev/null || { echo "please install $(TOOLS)"; exit 1; }; \
+	  echo "installing $(TOOLS)"; as=; [ $$(id -u) = 0 ] || as=sudo; \
+	  $$as env DEBIAN_FRONTEND=noninteractive sh -c 'apt-get -qq update; apt-get -qq install -y --no-install-recommends $(TOOLS)' > /dev/null; }
+	@test -d .venv-tools || $(PYTHON) -m venv .venv-tools
+	@.venv-tools/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,mlflow]' 'tensorboard>=2.18'
+	@.venv-tools/bin/pytest -m tools tests/tell
+
 debian:
 	@for program in mosquitto mosquitto_sub curl jq faketime; do \
 	  PATH="$$PATH:/usr/sbin" command -v $$program > /dev/null || missing=yes; done; \
@@ -60,4 +72,4 @@ debian:
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-aws .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-aws .venv-tools .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -38,7 +38,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PATIENCE = 300.0
 """Seconds after which a command is taken to hang."""
-LONG = ("hub.md", "how-to.md", "tutorial.md", "privacy.md", "policies.md")
+LONG = ("hub.md", "how-to.md", "tutorial.md", "privacy.md", "policies.md", "numbers.md")
 """Pages that take a while: they are tried with the fleets."""
 by_page = pytest.mark.parametrize(
     "page",

@@ -87,7 +87,9 @@ def cells(runs: Sequence[Compared]) -> list[tuple[Column, list[Cell]]]:
         if not known:
             continue
         best = column.best(known) if column.best and len(set(known)) > 1 else None
-        found.append((column, [Cell(worded(column.number, v), v is not None and v == best) for v in values]))
+        told = [worded(column.number, value) for value in values]
+        top = worded(column.number, best) if best is not None and len(set(told)) > 1 else None
+        found.append((column, [Cell(text, text == top) for text in told]))
     return found
 
 

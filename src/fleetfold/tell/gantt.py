@@ -10,7 +10,7 @@ from fleetfold.tell.curves import short, ticks
 from fleetfold.tell.html import Html, e
 from fleetfold.tell.timeline import Lane
 
-ROW, LABEL, SPAN = 17, 150, 900
+ROW, LABEL, SPAN, WORD = 17, 150, 900, 62
 STEPS = ("wait", "download", "compute", "upload", "fold")
 
 
@@ -19,7 +19,7 @@ def gantt(lanes: Sequence[Lane], begin: float, closed: float, end: float, deadli
     0: it did not come to that."""
     last = max([end, closed, begin + 1e-3, *(begin + lane.took for lane in lanes if lane.took)])
     height = (len(lanes) + 1) * ROW + 34
-    scale = (SPAN - LABEL - 10) / (last - begin)
+    scale = (SPAN - LABEL - WORD) / (last - begin)
 
     def at(time: float) -> float:
         return LABEL + (min(max(time, begin), last) - begin) * scale
@@ -62,7 +62,7 @@ def _lane(lane: Lane, y: float, at: Callable[[float], float]) -> Iterator[Html]:
         yield e("rect", said, x=x, y=y, width=width, height=ROW - 5, rx=2, class_=step.name)
     if lane.state != "admitted":
         end = at(lane.steps[-1].end) + 6 if lane.steps else LABEL + 4
-        yield e("text", lane.state, x=min(end, SPAN - 60), y=y + 11)
+        yield e("text", lane.state, x=end, y=y + 11)
 
 
 def _colour(step: str) -> Html:
