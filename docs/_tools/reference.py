@@ -41,6 +41,7 @@ MEANINGS: dict[str, dict[str, str]] = {
         "took": "how long the steps took on the device",
         "form": "how its tensors travel",
         "extra": "any JSON that training returned",
+        "message": "of kind `message`: the answer, whose tensors are the file's",
     },
     "Form": {
         "codec": "`full`, `fp32`, `bf16`, `fp16`, `int8` or `topk`",
@@ -70,7 +71,9 @@ MEANINGS: dict[str, dict[str, str]] = {
     },
     "Row": {
         "round": "its number",
-        "kind": "`train`, or `evaluate` for a round that only evaluates",
+        "kind": "`train`, `evaluate` for a round that only evaluates, `message` for an exchange of an app's",
+        "label": "what the app calls such an exchange: `train`",
+        "turn": "the app's own number of the round that it belongs to; 0: it has none",
         "phase": "`open`, `folding`, `done` or `failed`",
         "reason": "why it is there, in one line",
         "cohort": "devices invited",

@@ -10,6 +10,7 @@ A round that only evaluates is named like the round whose model it evaluates, wi
 """
 
 import re
+from typing import get_args
 
 from fleetfold.errors import BadConfig
 from fleetfold.messages import Kind
@@ -68,6 +69,31 @@ def rounds(run: str) -> str:
 
 def round(run: str, number: int, kind: Kind) -> str:
     return f"{rounds(run)}{number:06}" + ("" if kind == "train" else f"-{kind}")
+
+
+def kind_of(round: str) -> Kind:
+    """What the round with that key is for."""
+    found = round.rpartition("/")[2].partition("-")[2]
+    return next((kind for kind in get_args(Kind) if kind == found), "train")
+
+
+def content(run: str, digest: str) -> str:
+    """Tensors of a message of an app's own, by the digest of their file."""
+    return f"{contents(run)}{digest}.safetensors"
+
+
+def contents(run: str) -> str:
+    return f"runs/{run}/contents/"
+
+
+def batch(round: str, digest: str) -> str:
+    """What was sent to whom in a round of messages."""
+    return f"{round}/batch-{digest}.json"
+
+
+def folded(round: str) -> str:
+    """What a round's answers are folded into, where it is not a model of the run's."""
+    return f"{round}/folded.safetensors"
 
 
 def update(round: str, device: str) -> str:

@@ -22,6 +22,8 @@ class Row(Struct, frozen=True, kw_only=True):
 
     round: int
     kind: Kind
+    label: str = ""  # of an exchange of messages: what its app calls it
+    turn: int = 0  # and the app's own number of the round that it belongs to
     phase: str
     reason: str
     cohort: int
@@ -61,6 +63,15 @@ class Line(Struct, frozen=True, kw_only=True):
     bytes: int
 
 
+def called(row: Row) -> str:
+    """What people call a round: its number, and what it is if it does not train; of an app that sends
+    messages, what the app calls it."""
+    if row.kind == "message":
+        turn = f" of round {row.turn}" if row.turn else ""
+        return f"{row.round}: {row.label or 'messages'}{turn}"
+    return str(row.round) if row.kind == "train" else f"{row.round} {row.kind}"
+
+
 SCORERS = ("test", "devices", "trained")
 """Whose numbers are shown, best first."""
 
@@ -73,9 +84,10 @@ def row(ledger: Ledger, objects: Objects, round: Round, now: float, priced: Pric
     loss, accuracy, by = headline(round)
     epsilon = round.metrics.get("privacy", {}).get("epsilon")
     fetched = sum(1 for a in arrivals if a.took.download is not None)
-    base = objects.size(layout.model(round.run, round.base)) or 0
+    base = round.sent if round.batch else objects.size(layout.model(round.run, round.base)) or 0
     return Row(
-        round=round.number, kind=round.kind, phase=round.phase.value, reason=round.reason,
+        round=round.number, kind=round.kind, label=round.label, turn=round.turn,
+        phase=round.phase.value, reason=round.reason,
         cohort=round.invited, arrived=len(round.arrived), refused=len(round.refused),
         late=sum(a.state in ("late", "credited") for a in arrivals), credited=len(round.credits),
         loss=loss, accuracy=accuracy, scored_by=by, epsilon=epsilon, metrics=round.metrics,

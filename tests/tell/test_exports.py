@@ -16,7 +16,7 @@ from fleetfold.settings import Settings
 from fleetfold.tell import exports, to_mlflow
 from fleetfold.tell.exports import event_file, event_name, plain, series, to_csv
 from fleetfold.tell.journal import NAME, Journal
-from fleetfold.view import Row, rows
+from fleetfold.view import Row, called, rows
 from tests.tell.hostile import SCRIPT, TEXTS, row
 from tests.world import World
 
@@ -199,6 +199,19 @@ def test_mlflow_reads_every_number_at_its_round_and_a_second_export_adds_what_is
         for name, value in series(each).items():
             [found] = [m for m in client.get_metric_history(run.info.run_id, name) if m.step == each.round]
             assert (found.value, found.timestamp) == (value, int(each.ended_at * 1000))
+
+
+def test_an_exchange_of_messages_stands_at_the_apps_own_round_under_its_label() -> None:
+    train = row(6, kind="message", label="train", turn=3)
+    evaluate = row(7, kind="message", label="evaluate", turn=3)
+    query = row(8, kind="message", label="../query", metrics={})
+    assert [exports.step(each) for each in (train, evaluate, query)] == [3, 3, 8]
+    assert "reported_loss" in series(train)
+    assert "evaluate/reported_loss" in series(evaluate)
+    assert all(name.startswith("_query/") for name in series(query))
+    assert [called(each) for each in (train, evaluate, query)] == [
+        "6: train of round 3", "7: evaluate of round 3", "8: ../query",
+    ]  # fmt: skip
 
 
 def test_what_mlflow_is_told_has_names_that_it_takes() -> None:

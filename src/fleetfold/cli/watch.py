@@ -33,7 +33,7 @@ from fleetfold.round.state import ENDED, Phase, Round
 from fleetfold.settings import size
 from fleetfold.tell.report import lasted
 from fleetfold.tell.timeline import Lane, lanes
-from fleetfold.view import Following, Row
+from fleetfold.view import Following, Row, called
 from fleetfold.wiring import local as wiring
 from fleetfold.wiring.local import Place
 
@@ -183,10 +183,12 @@ def _runs(seen: Seen) -> bool:
 def _head(seen: Seen, now: float) -> Iterator[Text]:
     run = seen.run
     done = [row for row in seen.rows if row.phase in ENDED and row.kind != "evaluate"]
-    words = [f"round {run.round} of {run.settings.rounds}" if run.settings.rounds else f"round {run.round}"]
+    words = [f"round {run.round} of {run.settings.rounds}"]
+    if run.messages:
+        words = [f"exchange {called(seen.rows[-1])}" if seen.rows else "no exchange yet"]
     if _runs(seen):
         words.append(f"{lasted(max(0.0, now - run.started_at))} so far")
-        ahead = run.settings.rounds - len(done)
+        ahead = 0 if run.messages else run.settings.rounds - len(done)
         each = sum(row.seconds for row in seen.rows if row.phase in ENDED) / max(1, len(done))
         if done and ahead > 0:
             words.append(f"about {lasted(each * ahead)} left")

@@ -26,6 +26,8 @@ def entry(run: str, row: Row) -> dict[str, Any]:
         "run": run, "round": row.round, "kind": row.kind, "phase": row.phase, "reason": row.reason,
         "opened_at": row.opened_at, "ended_at": row.ended_at,
     }  # fmt: skip
+    if row.kind == "message":
+        about |= {"label": row.label, "turn": row.turn}
     return {**about, **numbers.of(row), "metrics": row.metrics}
 
 

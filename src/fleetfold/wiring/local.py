@@ -28,8 +28,9 @@ from fleetfold.agent.loop import Agent, Models
 from fleetfold.agent.trainer import Device, Trainer
 from fleetfold.coordinator import Coordinator
 from fleetfold.coordinator.coordinator import Test
+from fleetfold.coordinator.messenger import Messenger
 from fleetfold.coordinator.policy import policies
-from fleetfold.coordinator.registry import by_devices_clock
+from fleetfold.coordinator.registry import by_devices_clock, by_own_clock
 from fleetfold.errors import BadConfig
 from fleetfold.ledger import Ledger
 from fleetfold.ports import Control, Link, Objects, Records, Transfer
@@ -207,6 +208,19 @@ def coordinator(
     )  # fmt: skip
 
 
+def messenger(
+    place: Place, settings: Settings, control: Control | None, clock: Callable[[], float]
+) -> Messenger:
+    """The exchanges of a run on this machine, by the process of its app; `control` None: another one has the
+    bus. That which has it holds the run's lock."""
+    durable = is_durable(settings)
+    return Messenger(
+        place.run, ledger(place, durable=durable), objects(place, durable=durable), control, NoAlarm(),
+        policies(settings), clock, sole=True,
+        stopwatch=by_devices_clock if where(place) == "here" else by_own_clock,
+    )  # fmt: skip
+
+
 def fleet(
     place: Place, settings: Settings, app: App, trainer: Trainer, devices: Sequence[Device],
     timer: Callable[[], float], process: str, life: str,
@@ -248,6 +262,15 @@ class InMemory:
         return Coordinator(
             run, self.ledger, self.objects, self.bus, NoAlarm(), policies(settings), clock,
             sole=True, test=test,
+        )  # fmt: skip
+
+    def messenger(
+        self, run: str, settings: Settings, clock: Callable[[], float], *, control: bool = True,
+        merges: bool = True,
+    ) -> Messenger:  # fmt: skip
+        return Messenger(
+            run, self.ledger, self.objects, self.bus if control else None, NoAlarm(), policies(settings),
+            clock, sole=True, merges=merges,
         )  # fmt: skip
 
     def transfer(self) -> Transfer:
