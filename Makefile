@@ -1,11 +1,13 @@
 # Two commands set everything up on a fresh machine: `make demo` and `make test`.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+FLOWER := .venv-flower/bin
+OLDEST := .venv-flower-oldest/bin
 
 # The hub's broker, and what examples/shell-device and a test of clocks need: Debian's packages.
 DEBIAN := mosquitto mosquitto-clients curl jq faketime
 
-.PHONY: demo test test-aws test-aws-sample lint bench fuzz fleet weather test-tools debian clean
+.PHONY: demo test test-aws test-aws-sample test-flower test-flower-sample test-tools lint bench fuzz fleet weather debian clean
 
 demo: .venv/ready
 	@$(BIN)/fleetfold demo
@@ -55,6 +57,20 @@ test-tools: .venv/ready
 	@.venv-tools/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,mlflow]' 'tensorboard>=2.18'
 	@.venv-tools/bin/pytest -m tools tests/tell
 
+# Flower apps, beside Flower itself: with the newest flwr (everything) and the oldest that we claim (what is quick),
+# in environments of their own, .venv-flower and .venv-flower-oldest (a few minutes the first time).
+test-flower: .venv/ready debian
+	@$(BIN)/python -m tests.flower.environments
+	@$(FLOWER)/python -m pytest -m "fleet or not fleet" tests/flower
+	@$(FLOWER)/python -m pytest tests/door/test_docs.py -k flower
+	@$(OLDEST)/python -m pytest tests/flower
+
+# Of these what is quick.
+test-flower-sample: .venv/ready debian
+	@$(BIN)/python -m tests.flower.environments
+	@$(FLOWER)/python -m pytest tests/flower
+	@$(OLDEST)/python -m pytest tests/flower
+
 debian:
 	@for program in mosquitto mosquitto_sub curl jq faketime; do \
 	  PATH="$$PATH:/usr/sbin" command -v $$program > /dev/null || missing=yes; done; \
@@ -72,4 +88,4 @@ debian:
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-aws .venv-tools .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-aws .venv-flower .venv-flower-oldest .venv-tools .mypy_cache .ruff_cache .import_linter_cache .hypothesis

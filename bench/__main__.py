@@ -7,6 +7,7 @@ from bench.attack import attack
 from bench.buffered import buffered
 from bench.codecs import codecs
 from bench.fleet import fleet
+from bench.flower import flower
 from bench.fold import fold
 from bench.lambda_ import lambda_
 from bench.overhead import overhead
@@ -14,7 +15,20 @@ from bench.privacy import privacy
 from bench.proximal import proximal
 from bench.selection import select
 
-BENCHMARKS = (overhead, fold, select, buffered, attack, codecs, proximal, privacy, fleet, agent, lambda_)
+BENCHMARKS = (
+    overhead,
+    fold,
+    select,
+    buffered,
+    attack,
+    codecs,
+    proximal,
+    privacy,
+    fleet,
+    agent,
+    lambda_,
+    flower,
+)
 
 app = App(
     name="python -m bench",

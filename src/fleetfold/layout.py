@@ -38,7 +38,7 @@ def run(run: str) -> str:
 
 def model(run: str, version: int, release: int = 0) -> str:
     """`release`: the model as that private release has it, before a round takes it up."""
-    return f"runs/{run}/models/{version:06}{_released(release)}.safetensors"
+    return f"{models(run)}{version:06}{_released(release)}.safetensors"
 
 
 def difference(run: str, old: int, new: int) -> str:
@@ -89,6 +89,24 @@ def contents(run: str) -> str:
 def batch(round: str, digest: str) -> str:
     """What was sent to whom in a round of messages."""
     return f"{round}/batch-{digest}.json"
+
+
+def models(run: str) -> str:
+    return f"runs/{run}/models/"
+
+
+def app(run: str) -> str:
+    """The record of where an app with messages of its own stands, which may be gone on with from there."""
+    return f"runs/{run}/app"
+
+
+def app_objects(run: str) -> str:
+    return f"{app(run)}/"
+
+
+def app_object(run: str, name: str) -> str:
+    """What that record points to, by a name with its digest."""
+    return f"{app_objects(run)}{name}"
 
 
 def folded(round: str) -> str:

@@ -3,7 +3,7 @@
 The table of the terminal, `--json`, `show` and whatever draws curves read the same rows.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import count
 from typing import Any, get_args
 
@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from fleetfold import layout
 from fleetfold.ledger import Arrival, Ledger, place
-from fleetfold.messages import Kind
+from fleetfold.messages import Kind, Metrics
 from fleetfold.ports import Objects
 from fleetfold.round.state import ENDED, Round
 
@@ -63,15 +63,6 @@ class Line(Struct, frozen=True, kw_only=True):
     bytes: int
 
 
-def called(row: Row) -> str:
-    """What people call a round: its number, and what it is if it does not train; of an app that sends
-    messages, what the app calls it."""
-    if row.kind == "message":
-        turn = f" of round {row.turn}" if row.turn else ""
-        return f"{row.round}: {row.label or 'messages'}{turn}"
-    return str(row.round) if row.kind == "train" else f"{row.round} {row.kind}"
-
-
 SCORERS = ("test", "devices", "trained")
 """Whose numbers are shown, best first."""
 
@@ -103,13 +94,18 @@ def rows(ledger: Ledger, objects: Objects, run: str, now: float, priced: Priced 
     return [row(ledger, objects, round, now, priced) for round in ledger.rounds(run)]
 
 
+SCORED = 2
+"""Exchanges after which the model of one may still be scored, by an app of another framework."""
+
+
 class Following:
-    """The rows of a run as they come: what has ended is read once, however often it is asked."""
+    """The rows of a run as they come: what cannot change any more is read once, however often it is asked."""
 
     def __init__(self, ledger: Ledger, objects: Objects, run: str, priced: Priced | None = None) -> None:
         self._ledger, self._objects, self._run, self._priced = ledger, objects, run, priced
         self._rows: dict[tuple[int, Kind], Row] = {}
-        self._from = 0  # rounds before it have ended, and so have their evaluations
+        self._newest = 0
+        self._from = 0  # rounds before it will not change any more
 
     def look(self, now: float) -> list[Row]:
         """All rows there are by now, in order; those of an open round change from look to look."""
@@ -122,17 +118,24 @@ class Following:
                 for entry in found:
                     if entry:
                         self._see(entry[0], now)
-                if (number, "train") not in self._rows and not any(found):
+                if number > self._newest and not any(found):
                     break
-        numbers = [number for number, _ in self._rows]
-        still = [number for (number, _), row in self._rows.items() if row.phase not in ENDED]
-        self._from = min(still, default=max(numbers, default=0))
+        self._newest = max((number for number, _ in self._rows), default=0)
+        still = (number for number, kind in self._rows if self._open(number, kind))
+        self._from = min(still, default=self._newest)
         return list(self._rows.values())
 
     def _due(self, number: int) -> list[Kind]:
-        """Kinds of that round that are not known to have ended."""
-        known = {kind: self._rows.get((number, kind)) for kind in get_args(Kind)}
-        return [kind for kind, row in known.items() if row is None or row.phase not in ENDED]
+        """Kinds of that round that may be there anew, or have changed."""
+        return [kind for kind in get_args(Kind) if self._open(number, kind)]
+
+    def _open(self, number: int, kind: Kind) -> bool:
+        """Whether it is not known to have ended; or is a message's, which is scored later. What follows the
+        newest round is unknown too."""
+        row = self._rows.get((number, kind))
+        if row is None:
+            return number >= self._newest
+        return row.phase not in ENDED or (kind == "message" and number > self._newest - SCORED)
 
     def _see(self, round: Round, now: float) -> None:
         self._rows[round.number, round.kind] = row(self._ledger, self._objects, round, now, self._priced)
@@ -142,10 +145,33 @@ def headline(round: Round) -> tuple[float | None, float | None, str]:
     """(loss, accuracy, who scored them): the best that is known of the round."""
     for by in SCORERS:
         metrics = round.metrics.get(by, {})
-        loss, accuracy = metrics.get("loss"), metrics.get("accuracy")
+        loss, accuracy = _named(metrics, "loss"), _named(metrics, "accuracy", "acc")
         if loss is not None or accuracy is not None:
             return loss, accuracy, by
     return None, None, ""
+
+
+def _named(metrics: Metrics, *words: str) -> float | None:
+    """The metric of that name; or the first whose name has the word in it, as `eval_acc` has."""
+    for word in words:
+        if metrics.get(word) is not None:
+            return metrics[word]
+    found = (v for name, v in metrics.items() if v is not None and any(w in name.lower() for w in words))
+    return next(found, None)
+
+
+def title(row: Row) -> str:
+    """What a round is called beside others: "3", "3 eval"; an exchange by its app's round, if it says one."""
+    if row.kind != "message":
+        return str(row.round) if row.kind == "train" else f"{row.round} eval"
+    kind = row.label.partition(".")[0]
+    words = {"train": "", "evaluate": " eval"}.get(kind, f" {kind}")
+    return f"{row.turn or f'#{row.round}'}{words}"
+
+
+def trained(rows: Iterable[Row]) -> int:
+    """How many rounds of training have ended."""
+    return len({r.turn or r.round for r in rows if r.phase in ENDED and "train" in (r.kind, r.label)})
 
 
 def lines(ledger: Ledger, objects: Objects, round: Round, cohort: list[str]) -> list[Line]:

@@ -19,7 +19,7 @@ from fleetfold.round.run import Run, RunState
 from fleetfold.round.state import ENDED
 from fleetfold.settings import size
 from fleetfold.tell.teller import announce
-from fleetfold.view import Following, Row
+from fleetfold.view import Following, Row, title, trained
 from fleetfold.wiring import local as wiring
 from fleetfold.wiring.local import Place
 
@@ -36,7 +36,7 @@ class Board:
         self._rows: dict[tuple[int, str], Row] = {}
         self._looked = 0.0
         self._live: Live | None = None
-        self._opened = False
+        self._opened, self._out = False, sys.stdout
         self._run: Run | None = None
         self._writing, self._began, self._whole = "", 0.0, 0
 
@@ -85,22 +85,24 @@ class Board:
         self._live.update(Group(self._table(self._run, 0), Text(told, style="cyan")), refresh=True)
 
     def _catch_up(self, run: Run) -> None:
-        """Read the rounds that may have changed since the last look, and say which have ended."""
+        """Read the rounds that may have changed since the last look, and say which have ended, or were scored
+        since."""
         for new in self._following.look(time.time()):
-            before = self._rows.get((new.round, new.kind))
+            known = self._rows.get((new.round, new.kind))
+            over = known is not None and known.phase in ENDED
             self._rows[new.round, new.kind] = new
-            if new.phase in ENDED and (before is None or before.phase not in ENDED):
-                self._say(new, run)
+            if new.phase in ENDED and not (over and new == known):
+                self._say(new, run, again=over)
 
-    def _say(self, row: Row, run: Run) -> None:
+    def _say(self, row: Row, run: Run, *, again: bool) -> None:
+        """`again`: it was said before, and is scored since."""
         if self._style == "json":
-            print(msgspec.json.encode(row).decode(), flush=True)
+            print(msgspec.json.encode(row).decode(), flush=True, file=self._out)
         elif isinstance(self._style, Log):
             announce(self._style, self._ledger, run.name, row)
         elif self._style == "lines":
             self._console.print(
-                f"round {row.round}/{run.settings.rounds}"
-                f"{'' if row.kind == 'train' else ' ' + row.kind} {row.phase}: {row.reason};"
+                f"{_called(row, run)} {row.scored_by if again else f'{row.phase}: {row.reason}'};"
                 f" loss {number(row.loss)}, accuracy {number(row.accuracy)}"
                 f"{'' if row.epsilon is None else f', ε {number(row.epsilon)}'}, {row.seconds:.2f} s",
                 markup=False, highlight=False, soft_wrap=True,
@@ -116,8 +118,8 @@ class Board:
     def _status(self, run: Run) -> Text:
         if run.state is not RunState.RUNNING:
             return Text.from_markup(f"[bold]{run.state.value}[/]: {escape(run.reason)}")
-        done = sum(1 for r in self._rows.values() if r.phase in ENDED and r.kind == "train")
-        share = done / run.settings.rounds
+        done = trained(self._rows.values())
+        share = min(1.0, done / run.settings.rounds)
         bar = "━" * round(share * 30)
         left = ""
         if done:
@@ -126,9 +128,16 @@ class Board:
         newest = list(self._rows.values())[-1]
         return Text.assemble(
             (bar, "green"), ("━" * (30 - len(bar)), "bright_black"),
-            f" round {newest.round} of {run.settings.rounds}{left}\n",
+            f" round {newest.turn or newest.round} of {run.settings.rounds}{left}\n",
             (newest.reason, "dim"),
         )  # fmt: skip
+
+
+def _called(row: Row, run: Run) -> str:
+    if row.kind == "message":
+        number = f"round {row.turn}/{run.settings.rounds}" if row.turn else f"exchange {row.round}"
+        return number if row.label == "train" else f"{number} {row.label}"
+    return f"round {row.round}/{run.settings.rounds}{'' if row.kind == 'train' else ' ' + row.kind}"
 
 
 def rounds_table(rows: list[Row], width: int) -> Table:
@@ -149,12 +158,11 @@ def rounds_table(rows: list[Row], width: int) -> Table:
     if wide := width >= 110:
         table.add_column("reason", overflow="ellipsis", no_wrap=True, ratio=1, max_width=width - 80)
     for r in rows:
-        name = str(r.round) if r.kind == "train" else f"{r.round} eval"
         refused = f"[red]{r.refused}[/]" if r.refused else "0"
         late = f"+{r.credited}" if r.credited else ""
         table.add_row(
-            name, f"[{COLOURS.get(r.phase, 'yellow')}]{r.phase}[/]", f"{r.arrived}{late}/{r.cohort}", refused,
-            number(r.loss), number(r.accuracy), *([number(r.epsilon)] if private else []),
+            title(r), f"[{COLOURS.get(r.phase, 'yellow')}]{r.phase}[/]", f"{r.arrived}{late}/{r.cohort}",
+            refused, number(r.loss), number(r.accuracy), *([number(r.epsilon)] if private else []),
             f"{r.seconds:.2f}", *(size({"up": r.bytes_up, "down": r.bytes_down}[b]) for b in bytes_of),
             *([dollars(r.cost)] if paid else []),
             *([escape(r.reason)] if wide else []),

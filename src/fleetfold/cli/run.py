@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 from msgspec.structs import replace
 
+from fleetfold import layout
 from fleetfold.agent.app import App, find_app
 from fleetfold.cli.board import EVERY, Board, number, terminal
 from fleetfold.cli.hub import installed
@@ -22,6 +23,7 @@ from fleetfold.local.run import Watch
 from fleetfold.log import Log, Shape
 from fleetfold.round.run import Run, RunState
 from fleetfold.settings import Settings
+from fleetfold.view import trained
 from fleetfold.wiring import local as wiring
 from fleetfold.wiring.local import Place
 
@@ -78,6 +80,8 @@ def run(
     if app is None:
         raise BadConfig("which app?", next="fleetfold run APP, or fleetfold run --resume latest")
     found = find_app(app)
+    if found.loader:
+        raise BadConfig(f"{app} is a Flower app", next=f"fleetfold flower run {app}")
     settings, places = settings_of(found, flags)
     if explain:
         terminal().print(explained(settings, places))
@@ -92,6 +96,11 @@ def run(
 
 def _resume(name: str, app: str | None, flags: Any, json: Telling) -> int:
     place = existing(name)
+    known = wiring.ledger(place).run(place.run)
+    if known and known[0].messages:
+        raise BadConfig(
+            f"run {place.run} is of a Flower app", next=f"fleetfold flower run --resume {place.run}"
+        )
     given = {k: v for k, v in vars(flags).items() if v is not None}
     rounds = given.pop("rounds", None)
     if given:
@@ -170,7 +179,7 @@ def on_aws(app: App, settings: Settings, stack: str, json: Telling, detach: bool
 
     found = opening.check(wiring.home(), stack)
     prepared = local_run.prepare(app, settings)
-    place = _free_place(app.name, lambda run: opening.is_taken(found, run))
+    place = free_place(app.name, lambda run: opening.is_taken(found, run))
     with uploading("the first model", len(prepared.model)) as wrote:
         opening.submit(found, app, settings, prepared.model, place, wrote)
     if detach:
@@ -179,7 +188,7 @@ def on_aws(app: App, settings: Settings, stack: str, json: Telling, detach: bool
     return watched(place, json, f"{ON_AWS} goes on with it")
 
 
-def _free_place(app: str, is_taken: Callable[[str], bool]) -> Place:
+def free_place(app: str, is_taken: Callable[[str], bool]) -> Place:
     """A place here whose name is free elsewhere too."""
     passed = list[Place]()
     while is_taken((place := local_run.new_place(wiring.home(), app)).run):
@@ -242,7 +251,7 @@ def conclude(run: Run, place: Place, board: Board, json: Telling) -> int:
     """Where the run is, what to try next, and the last line: the figures."""
     if run.state is RunState.FAILED:
         raise Unavailable(f"run {run.name} failed: {run.reason}", next=f"fleetfold show {run.name}")
-    early = run.round < run.settings.rounds
+    early = run.round < run.settings.rounds and not run.messages
     if json:
         if early:
             print(run.reason, file=sys.stderr)
@@ -257,18 +266,21 @@ def conclude(run: Run, place: Place, board: Board, json: Telling) -> int:
     if early:
         console.print(run.reason, markup=False, soft_wrap=True)
     again = f"fleetfold run --resume {run.name} --rounds {run.settings.rounds + 10}"
-    console.print(
-        f"\nmodel   {path}/models/{run.version:06}.safetensors\n"
-        f"next    {typed(f'fleetfold show {run.name}')}\n"
-        f"        {typed(f'fleetfold export {run.name} --out model.safetensors')}\n"
-        + ("" if early else f"        {typed(again)}\n"),
-        markup=False,
-        soft_wrap=True,
-    )
+    model = layout.model(run.name, run.version)
+    said = [f"model   {path}/{model.partition(f'{run.name}/')[2]}"] if run.digest else []
+    if run.messages:
+        said.append(f"log     {shown(place.folder / 'server.log')}, of what Flower says")
+    said.append(f"next    {typed(f'fleetfold show {run.name}')}")
+    if run.digest:
+        said.append(f"        {typed(f'fleetfold export {run.name} --out model.safetensors')}")
+    if not early and not run.messages:
+        said.append(f"        {typed(again)}")
+    console.print("\n" + "\n".join(said) + "\n", markup=False, soft_wrap=True)
     seconds = (run.ended_at or 0) - run.started_at
     told = [row.epsilon for row in board.rows if row.epsilon is not None]
     score += f" · ε {number(told[-1])}" if told else ""
+    rounds = trained(board.rows) if run.messages else run.round
     console.print(
-        f"{score} · rounds {run.round} · seconds {seconds:.0f} · run {path}", markup=False, soft_wrap=True
+        f"{score} · rounds {rounds} · seconds {seconds:.0f} · run {path}", markup=False, soft_wrap=True
     )
     return 0

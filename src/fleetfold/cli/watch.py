@@ -33,7 +33,7 @@ from fleetfold.round.state import ENDED, Phase, Round
 from fleetfold.settings import size
 from fleetfold.tell.report import lasted
 from fleetfold.tell.timeline import Lane, lanes
-from fleetfold.view import Following, Row, called
+from fleetfold.view import Following, Row, title
 from fleetfold.wiring import local as wiring
 from fleetfold.wiring.local import Place
 
@@ -185,7 +185,7 @@ def _head(seen: Seen, now: float) -> Iterator[Text]:
     done = [row for row in seen.rows if row.phase in ENDED and row.kind != "evaluate"]
     words = [f"round {run.round} of {run.settings.rounds}"]
     if run.messages:
-        words = [f"exchange {called(seen.rows[-1])}" if seen.rows else "no exchange yet"]
+        words = [f"round {title(seen.rows[-1])}" if seen.rows else "no round yet"]
     if _runs(seen):
         words.append(f"{lasted(max(0.0, now - run.started_at))} so far")
         ahead = 0 if run.messages else run.settings.rounds - len(done)

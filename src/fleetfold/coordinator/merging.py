@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from itertools import chain
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -105,8 +106,9 @@ def _finite_in(reader: Reader, start: int, stop: int, dtype: "np.dtype[np.generi
 def _folded(
     objects: Objects, round: Round, arrivals: Sequence[Arrival], weights: Sequence[float], terms: Terms,
     model: Header, key: str, site: Site,
-) -> Fold:  # fmt: skip
+) -> Fold | None:  # fmt: skip
     plain = [replace(arrival, base=0) for arrival in arrivals]
+    about: dict[str, Any] = {"run": round.run, "round": round.number}
     with opened(objects, round.run, 0, plain, weights, model) as (sources, bases):
         recipe = Recipe(bases=bases)
         if terms.fold in ROBUST:
@@ -115,8 +117,11 @@ def _folded(
             apart = rounded(measured(sources, model, distances, recipe))
             keep = 1 if terms.fold == "krum" else terms.kept
             kept = multi_krum(apart, terms.byzantine, keep)
+            if not sum(weights[k] for k in kept) > 0:
+                return None
             sources = [sources[k] for k in kept]
-        header = write_header(model.layout, msgspec.json.encode({"run": round.run, "round": round.number}))
+            about["devices"] = [arrivals[k].device for k in kept]
+        header = write_header(model.layout, msgspec.json.encode(about))
         digest = hashlib.sha256()
         with closing(passes(site, sources, model, recipe)) as folded:
             objects.put(key, hashed(chain([header], folded), digest.update))

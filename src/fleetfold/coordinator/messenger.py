@@ -55,6 +55,8 @@ from fleetfold.settings import count
 
 REMEMBERED = 32
 """Batches and cohorts that are kept in memory."""
+CALLED = 3
+"""Kinds of exchanges that an app does in a round of its own, at most, as far as is looked back."""
 TRIES = 50
 """Lost compare-and-sets in a row after which something is wrong with the store."""
 
@@ -186,21 +188,27 @@ class Messenger:
         settings = self.run().settings
         self._amend(lambda run: replace(run, settings=replace(settings, rounds=rounds)))
 
-    def hopeless(self) -> str:
-        """Why there is no use in going on; "" while there is: so many exchanges in a row have failed."""
+    def hopeless(self, since: int = 0) -> str:
+        """Why there is no use in going on; "" while there is: so many exchanges in a row have failed, of
+        those that the app calls the same, the last after number `since`. It tells what a device says."""
         run = self.run()
-        last = [self._found(n) for n in range(max(1, run.round - run.settings.patience + 1), run.round + 1)]
-        failed = [found[0] for found in last if found and found[0].phase is Phase.FAILED]
-        if len(failed) < run.settings.patience:
-            return ""
-        return f"{len(failed)} exchanges in a row failed; the last: {failed[-1].reason}"
+        numbers = range(run.round, max(0, run.round - CALLED * run.settings.patience), -1)
+        last = [found[0] for n in numbers if (found := self._found(n)) and found[0].phase in ENDED]
+        for label in {round.label for round in last}:
+            same = [round for round in last if round.label == label][: run.settings.patience]
+            failed = len(same) == run.settings.patience and all(r.phase is Phase.FAILED for r in same)
+            if failed and same[0].number > since:
+                told = "".join(f"; {device}: {why}" for device, why in self.refusals(same[0].number)[:1])
+                named = f"{len(same)} {label} exchanges".replace("  ", " ")
+                return f"{named} in a row failed; the last: {same[0].reason}{told}"
+        return ""
 
-    def retire(self, before: int, keep: Iterable[str] = ()) -> None:
-        """Remove contents and answers of exchanges before that number, but for objects in `keep`: nobody
-        will ask for them again."""
+    def retire(self, before: int, keep: Iterable[str] = (), *, after: int = 0) -> None:
+        """Remove contents and answers of exchanges before that number and after the other, but for objects in
+        `keep`: nobody will ask for them again."""
         kept = frozenset(keep)
         number = before - 1
-        while number > 0 and (found := self._found(number)):
+        while number > after and (found := self._found(number)):
             where, round = place(found[0]), found[0]
             updates = self._objects.list(layout.updates(where))
             contents = {s.content for s in self._batch(round.batch).sent} if updates else set[str]()

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from fleetfold.adapters.counted import Counted, Wrote, unwatched
 from fleetfold.agent.app import App
-from fleetfold.coordinator.opening import open_run
+from fleetfold.coordinator.opening import open_messages, open_run
 from fleetfold.errors import BadConfig
 from fleetfold.hub import desk
 from fleetfold.hub.authority import site
@@ -40,6 +40,17 @@ def submit(
     desk.queue(records, place.run, time.time())
     run = open_run(place.run, app.place, settings, model, [], ledger, objects, time.time())
     desk.queue(records, place.run, time.time())  # if that took so long that the hub has passed it over
+    return run
+
+
+def submit_messages(app: App, settings: Settings, place: Place) -> Run:
+    """The same of an app that sends messages of its own from another process: the hub takes in for it."""
+    wiring.attach(place)
+    ledger, records = wiring.ledger(place), wiring.records(place.home)
+    settings = replace(settings, devices=max(1, len(ledger.fleet())), durability="power")
+    desk.queue(records, place.run, time.time())
+    run = open_messages(place.run, app.place, settings, [], ledger, time.time())
+    desk.queue(records, place.run, time.time())
     return run
 
 

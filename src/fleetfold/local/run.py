@@ -7,8 +7,8 @@ open ─▶ first model ─▶ ┌ step ─▶ watch ─▶ wait for a hint or t
 import itertools
 import os
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from msgspec import Struct
@@ -26,6 +26,7 @@ from fleetfold.ledger import Ledger
 from fleetfold.local.devices import simulated
 from fleetfold.local.worker import Orders
 from fleetfold.local.workers import Hinting, Workers
+from fleetfold.ports import Control
 from fleetfold.round.run import Run, RunState
 from fleetfold.settings import Settings
 from fleetfold.tell.teller import Teller
@@ -137,21 +138,8 @@ def _drive(
         teller.look()
         watch(run, 0)
         return run
-    settings = run.settings
-    count = min(settings.workers or os.cpu_count() or 1, settings.devices)
-    orders = Orders(str(place.home), place.run, app, settings, 0, count, 0, f"{os.getpid()}-{time.time()}")
-    control = wiring.control(place, durable=wiring.is_durable(settings))
-    with (
-        closing(teller),
-        (place.folder / "workers.log").open("ab") as log,
-        Workers(orders, log) as workers,
-    ):
-        coordinator = wiring.coordinator(
-            place, settings, Hinting(control, workers), time.time, tester(app, trainer), wrote
-        )
-        while workers.ready < count:  # the deadline is for training, not for loading what trains
-            watch(run, workers.ready)
-            workers.wait(0.2)
+    with closing(teller), at_work(app, place, run, watch) as (workers, control):
+        coordinator = wiring.coordinator(place, run.settings, control, time.time, tester(app, trainer), wrote)
         if resumed:
             coordinator.resume()
         while (wake := coordinator.step()) != float("inf"):
@@ -163,3 +151,17 @@ def _drive(
     run, _ = ledger.run(place.run) or (run, 0)
     watch(run, 0)
     return run
+
+
+@contextmanager
+def at_work(app: App, place: Place, run: Run, watch: Watch) -> Iterator[tuple[Workers, Control]]:
+    """The run's workers, all of them ready, and the bus by which they are told of tasks."""
+    settings = run.settings
+    count = min(settings.workers or os.cpu_count() or 1, settings.devices)
+    orders = Orders(str(place.home), place.run, app, settings, 0, count, 0, f"{os.getpid()}-{time.time()}")
+    control = wiring.control(place, durable=wiring.is_durable(settings))
+    with (place.folder / "workers.log").open("ab") as log, Workers(orders, log) as workers:
+        while workers.ready < count:  # the deadline is for training, not for loading what trains
+            watch(run, workers.ready)
+            workers.wait(0.2)
+        yield workers, Hinting(control, workers)

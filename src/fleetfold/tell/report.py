@@ -20,7 +20,7 @@ from fleetfold.tell.facts import Facts, took
 from fleetfold.tell.gantt import gantt
 from fleetfold.tell.html import Html, e, page, table
 from fleetfold.tell.timeline import Lane
-from fleetfold.view import Row, called, last
+from fleetfold.view import Row, last, title
 
 LANES, MEMBERS, REFUSALS, ROUNDS = 40, 100, 200, 500
 """What one page shows of each at most; it says how many more there are."""
@@ -239,7 +239,7 @@ def _refused(facts: Facts) -> Iterator[Html]:
 
 def _rounds(rows: Sequence[Row]) -> Html:
     cells = [
-        (called(row), state(row.phase),
+        (title(row), state(row.phase),
          f"{row.arrived}{f'+{row.credited}' if row.credited else ''}/{row.cohort}", row.refused,
          *(("–" if v is None else f"{v:.4g}") for v in (row.loss, row.accuracy)), f"{row.seconds:.2f}",
          size(row.bytes_up), size(row.bytes_down), row.reason)

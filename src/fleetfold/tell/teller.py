@@ -15,10 +15,12 @@ from fleetfold.round.run import Run, RunState
 from fleetfold.round.state import Phase
 from fleetfold.tell import numbers, traces
 from fleetfold.tell.journal import Journal
-from fleetfold.view import Following, Row
+from fleetfold.view import SCORED, Following, Row
 
 Says = Callable[..., None]
 """A log: what happened, and facts by name."""
+Watch = Callable[[Run, int], None]
+"""Is shown a run whenever something may have changed."""
 SPOKEN = ("refused", "late", "credited")
 """States of an arrival that a line of its own tells of."""
 NAMED = 100
@@ -61,11 +63,24 @@ class Teller:
             return
         if stands != self._seen:
             self._seen = stands
-            self._tell_ended()
+            self._tell_ended(found[0])
         self._open(found[0])
 
-    def _tell_ended(self) -> None:
-        for row in self._journal.add(self._following.look(self._clock())):
+    def beside(self, watch: Watch) -> Watch:
+        """`watch`, and after it a look."""
+
+        def both(run: Run, ready: int) -> None:
+            watch(run, ready)
+            self.look()
+
+        return both
+
+    def _tell_ended(self, run: Run) -> None:
+        """What an app may still score is told when that is over."""
+        rows = self._following.look(self._clock())
+        if run.messages and run.state is RunState.RUNNING:
+            rows = [row for row in rows if row.round <= run.round - SCORED]
+        for row in self._journal.add(rows):
             announce(self._say, self._ledger, self._run, row)
             round = self._ledger.round(self._run, row.round, row.kind) if self._sending else None
             if self._sending and round:

@@ -94,9 +94,12 @@ def is_hubs(place: Place) -> bool:
 
 def ledger(place: Place, *, durable: bool = False) -> Ledger:
     """Of a run, wherever it is: of the hub's runs the fleet is the hub's, of those on AWS the stack's."""
-    return Ledger(
-        faulty("coordinator", _RECORDS[where(place)](place, durable)), alone=where(place) != "cloud"
-    )
+    return Ledger(records(place, durable=durable), alone=where(place) != "cloud")
+
+
+def records(place: Place, *, durable: bool = False) -> Records:
+    """Of a run, wherever it is, as they lie."""
+    return faulty("coordinator", _RECORDS[where(place)](place, durable))
 
 
 def objects(place: Place, *, durable: bool = False) -> Objects:
