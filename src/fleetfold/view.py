@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from fleetfold import layout
 from fleetfold.ledger import Arrival, Ledger, place
-from fleetfold.messages import Kind, Metrics
+from fleetfold.messages import Kind
 from fleetfold.ports import Objects
 from fleetfold.round.state import ENDED, Round
 
@@ -145,14 +145,15 @@ def headline(round: Round) -> tuple[float | None, float | None, str]:
     """(loss, accuracy, who scored them): the best that is known of the round."""
     for by in SCORERS:
         metrics = round.metrics.get(by, {})
-        loss, accuracy = _named(metrics, "loss"), _named(metrics, "accuracy", "acc")
+        loss, accuracy = named(metrics, "loss"), named(metrics, "accuracy")
         if loss is not None or accuracy is not None:
             return loss, accuracy, by
     return None, None, ""
 
 
-def _named(metrics: Metrics, *words: str) -> float | None:
+def named(metrics: Mapping[str, float | None], name: str) -> float | None:
     """The metric of that name; or the first whose name has the word in it, as `eval_acc` has."""
+    words = (name, "acc") if name == "accuracy" else (name,)
     for word in words:
         if metrics.get(word) is not None:
             return metrics[word]

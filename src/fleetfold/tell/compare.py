@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
-from importlib.metadata import version
 
 from msgspec import Struct
 
@@ -12,7 +11,7 @@ from fleetfold.round.state import ENDED
 from fleetfold.tell import numbers
 from fleetfold.tell.curves import Curve, chart
 from fleetfold.tell.html import Html, e, page, table
-from fleetfold.tell.report import state, style, worded
+from fleetfold.tell.report import made_by, state, style, worded
 from fleetfold.view import Row
 
 Best = Callable[[Sequence[float]], float]
@@ -161,5 +160,5 @@ def compare(runs: Sequence[Compared], made: datetime) -> str:
             table(("setting", *(each.run.name for each in runs)), ((name, *values) for name, values in apart),
                   caption="settings that are not the same") if apart else e("p", "In none.", class_="soft"),
         ),
-        e("footer", f"Made by fleetfold {version('fleetfold')} on {made:%Y-%m-%d %H:%M} UTC."),
+        e("footer", made_by(made)),
     )  # fmt: skip

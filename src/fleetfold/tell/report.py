@@ -16,11 +16,12 @@ from fleetfold.round.state import ENDED
 from fleetfold.settings import size
 from fleetfold.tell import numbers
 from fleetfold.tell.curves import Curve, chart, short
+from fleetfold.tell.exports import step
 from fleetfold.tell.facts import Facts, took
 from fleetfold.tell.gantt import gantt
 from fleetfold.tell.html import Html, e, page, table
 from fleetfold.tell.timeline import Lane
-from fleetfold.view import Row, last, title
+from fleetfold.view import Row, last, named, title, trained
 
 LANES, MEMBERS, REFUSALS, ROUNDS = 40, 100, 200, 500
 """What one page shows of each at most; it says how many more there are."""
@@ -37,9 +38,17 @@ def report(facts: Facts, made: datetime) -> str:
         f"{run.name}, a run of fleetfold", style(),
         e("header", *_head(facts)),
         e("main", *_main(facts)),
-        e("footer", f"Made by fleetfold {version('fleetfold')} on {_date(made)}. This file asks for nothing: "
+        e("footer", f"{made_by(made)} This file asks for nothing: "
           "it can be kept, sent and printed."),
     )  # fmt: skip
+
+
+def made_by(at: datetime) -> str:
+    try:
+        number = f" {version('fleetfold')}"
+    except PackageNotFoundError:  # it runs from a folder
+        number = ""
+    return f"Made by fleetfold{number} on {_date(at)}."
 
 
 def _head(facts: Facts) -> Iterator[Html]:
@@ -56,7 +65,10 @@ def tiles(rows: Sequence[Row]) -> Iterator[Html]:
     """The numbers: the newest of those that are one, the sum of those that add up."""
     told = [numbers.of(row) for row in rows if row.phase in ENDED]
     done = sum(row.phase == "done" and row.kind != "evaluate" for row in rows)
-    yield _tile("rounds", str(done), f"of {sum(row.kind != 'evaluate' for row in rows)} with a model")
+    if any(row.kind == "message" for row in rows):
+        yield _tile("rounds", str(trained(rows)), f"{len(told)} exchanges")
+    else:
+        yield _tile("rounds", str(done), f"of {sum(row.kind != 'evaluate' for row in rows)} with a model")
     scorer = last(list(rows), "scored_by")
     model = [number for number in numbers.MODEL if number.name == "epsilon" or scorer == "test"]
     for number in (*model, *numbers.SIX, *numbers.MORE):
@@ -124,7 +136,7 @@ def curves(rows: Sequence[Row]) -> list[Html | None]:
     def scored(metric: str) -> list[Curve]:
         found = list[Curve]()
         for who, label in SCORERS:
-            points = [(float(row.round), row.metrics.get(who, {}).get(metric)) for row in ended]
+            points = [(float(step(row)), named(row.metrics.get(who, {}), metric)) for row in ended]
             if known := [(at, value) for at, value in points if value is not None]:
                 found.append(Curve(label, known, len(found)))
         return found
