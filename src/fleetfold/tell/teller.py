@@ -81,7 +81,8 @@ class Teller:
         if run.messages and run.state is RunState.RUNNING:
             rows = [row for row in rows if row.round <= run.round - SCORED]
         for row in self._journal.add(rows):
-            announce(self._say, self._ledger, self._run, row)
+            if self._say is not silent:
+                announce(self._say, self._ledger, self._run, row)
             round = self._ledger.round(self._run, row.round, row.kind) if self._sending else None
             if self._sending and round:
                 self._sending.add(round[0], self._ledger.arrivals(place(round[0])))
