@@ -1,11 +1,13 @@
 # Two commands set everything up on a fresh machine: `make demo` and `make test`.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
+FLOWER := .venv-flower/bin
+OLDEST := .venv-flower-oldest/bin
 
 # The hub's broker, and what examples/shell-device and a test of clocks need: Debian's packages.
 DEBIAN := mosquitto mosquitto-clients curl jq faketime
 
-.PHONY: demo test test-browser screenshots test-aws test-aws-sample lint bench fuzz fleet weather debian clean
+.PHONY: demo test test-browser screenshots test-aws test-aws-sample test-flower test-flower-sample test-tools lint bench fuzz fleet weather debian clean
 
 demo: .venv/ready
 	@$(BIN)/fleetfold demo
@@ -43,6 +45,31 @@ test-aws: .venv/ready debian
 test-aws-sample: .venv/ready debian
 	@$(BIN)/pytest -s -m aws tests/aws/test_stack.py -k ten_devices
 
+# What other people's programs make of what runs tell them: promtool, TensorBoard, MLflow, and a browser that prints;
+# installed as Debian's packages, and into .venv-tools (a minute or two the first time).
+TOOLS := prometheus chromium
+test-tools: .venv/ready
+	@command -v promtool > /dev/null && command -v chromium > /dev/null || { \
+	  command -v apt-get > /dev/null || { echo "please install $(TOOLS)"; exit 1; }; \
+	  echo "installing $(TOOLS)"; as=; [ $$(id -u) = 0 ] || as=sudo; \
+	  $$as env DEBIAN_FRONTEND=noninteractive sh -c 'apt-get -qq update; apt-get -qq install -y --no-install-recommends $(TOOLS)' > /dev/null; }
+	@test -d .venv-tools || $(PYTHON) -m venv .venv-tools
+	@.venv-tools/bin/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,mlflow]' 'tensorboard>=2.18'
+	@.venv-tools/bin/pytest -m tools tests/tell
+
+# Flower apps, beside Flower itself: with the newest flwr (everything) and the oldest that we claim (what is quick),
+# in environments of their own, .venv-flower and .venv-flower-oldest (a few minutes the first time).
+test-flower: .venv/ready debian
+	@$(BIN)/python -m tests.flower.environments
+	@$(FLOWER)/python -m pytest -m "fleet or not fleet" tests/flower
+	@$(FLOWER)/python -m pytest tests/door/test_docs.py -k flower
+	@$(OLDEST)/python -m pytest tests/flower
+
+# Of these what is quick.
+test-flower-sample: .venv/ready debian
+	@$(BIN)/python -m tests.flower.environments
+	@$(FLOWER)/python -m pytest tests/flower
+	@$(OLDEST)/python -m pytest tests/flower
 # The dashboard in Debian's Chromium, driven by Playwright and looked at by axe-core; and its pictures for the docs.
 test-browser: .venv/browser
 	@$(BIN)/pytest -n 2 --dist worksteal -m browser tests/dashboard
@@ -82,4 +109,4 @@ debian:
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-aws .browser .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-aws .venv-flower .venv-flower-oldest .venv-tools .browser .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -8,6 +8,7 @@ from bench.buffered import buffered
 from bench.codecs import codecs
 from bench.dashboard import dashboard
 from bench.fleet import fleet
+from bench.flower import flower
 from bench.fold import fold
 from bench.lambda_ import lambda_
 from bench.overhead import overhead
@@ -28,6 +29,7 @@ BENCHMARKS = (
     agent,
     lambda_,
     dashboard,
+    flower,
 )
 
 app = App(

@@ -32,7 +32,7 @@ PATIENCE = 300.0
 def enrolled(home: Path, devices: int) -> list[Bundle]:
     """A hub's folder, and devices that belong, each by a signing request of the one key."""
     folder = wiring.folder(home)
-    place = authority.Site(hosts=("127.0.0.1",), listen="127.0.0.1", mqtt=_free_port(), door=_free_port())
+    place = authority.Site(hosts=("127.0.0.1",), listen="127.0.0.1", mqtt=free_port(), door=free_port())
     authority.create(folder, place)
     key, request = keys.request("bench", home / "bench.csr").read_text(), (home / "bench.csr").read_text()
     records = wiring.records(home)
@@ -109,7 +109,7 @@ def note(sentence: str) -> None:
     print(sentence, file=sys.stderr, flush=True)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """Below those that the system gives to whoever connects."""
     while True:
         port = random.randrange(20_000, 32_000)

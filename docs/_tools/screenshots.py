@@ -1,5 +1,5 @@
-"""The pictures of the dashboard in docs/img: `make screenshots`. A run of fifty devices, of which one is slow and
-one wrong; then a fleet of ten thousand.
+"""The pictures of the dashboard in docs/img: `make screenshots`. A run of fifty devices, of which one is slow
+and one wrong; then a fleet of ten thousand.
 
 python docs/_tools/screenshots.py [FOLDER]
 """

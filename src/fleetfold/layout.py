@@ -10,6 +10,7 @@ A round that only evaluates is named like the round whose model it evaluates, wi
 """
 
 import re
+from typing import get_args
 
 from fleetfold.errors import BadConfig
 from fleetfold.messages import Kind
@@ -37,7 +38,7 @@ def run(run: str) -> str:
 
 def model(run: str, version: int, release: int = 0) -> str:
     """`release`: the model as that private release has it, before a round takes it up."""
-    return f"runs/{run}/models/{version:06}{_released(release)}.safetensors"
+    return f"{models(run)}{version:06}{_released(release)}.safetensors"
 
 
 def difference(run: str, old: int, new: int) -> str:
@@ -68,6 +69,49 @@ def rounds(run: str) -> str:
 
 def round(run: str, number: int, kind: Kind) -> str:
     return f"{rounds(run)}{number:06}" + ("" if kind == "train" else f"-{kind}")
+
+
+def kind_of(round: str) -> Kind:
+    """What the round with that key is for."""
+    found = round.rpartition("/")[2].partition("-")[2]
+    return next((kind for kind in get_args(Kind) if kind == found), "train")
+
+
+def content(run: str, digest: str) -> str:
+    """Tensors of a message of an app's own, by the digest of their file."""
+    return f"{contents(run)}{digest}.safetensors"
+
+
+def contents(run: str) -> str:
+    return f"runs/{run}/contents/"
+
+
+def batch(round: str, digest: str) -> str:
+    """What was sent to whom in a round of messages."""
+    return f"{round}/batch-{digest}.json"
+
+
+def models(run: str) -> str:
+    return f"runs/{run}/models/"
+
+
+def app(run: str) -> str:
+    """The record of where an app with messages of its own stands, which may be gone on with from there."""
+    return f"runs/{run}/app"
+
+
+def app_objects(run: str) -> str:
+    return f"{app(run)}/"
+
+
+def app_object(run: str, name: str) -> str:
+    """What that record points to, by a name with its digest."""
+    return f"{app_objects(run)}{name}"
+
+
+def folded(round: str) -> str:
+    """What a round's answers are folded into, where it is not a model of the run's."""
+    return f"{round}/folded.safetensors"
 
 
 def update(round: str, device: str) -> str:

@@ -17,7 +17,7 @@ from fleetfold.errors import shown
 PROTOCOL = 1
 """Version of every message here; a message of another version is ignored with that reason."""
 
-Kind = Literal["train", "evaluate"]
+Kind = Literal["train", "evaluate", "message"]
 Metrics = dict[str, float | None]
 """Numbers by name. None where a device computed NaN or infinity, which JSON cannot say."""
 State = Literal["accepted", "progress", "delivered", "refused", "failed"]
@@ -46,6 +46,22 @@ class Form(Struct, frozen=True, omit_defaults=True):
     carried: str = ""
 
 
+class Envelope(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A message of an app that has messages of its own (Flower's), apart from the tensors of its content."""
+
+    id: str
+    type: str = ""  # "train", "evaluate", "query", "train.mine"
+    src: int = 0  # the app's own numbers of who sends it and to whom
+    dst: int = 0
+    group: str = ""
+    ttl: float = 0.0  # seconds from `created` for which somebody waits for the answer
+    created: float = 0.0  # seconds since the epoch
+    reply_to: str = ""  # of an answer: what it answers
+    app: str = ""  # fingerprint of the app's files
+    records: Any = None  # the content, but for its tensors
+    error: tuple[int, str] | None = None  # instead of a content
+
+
 class Task(Struct, frozen=True, kw_only=True):
     """Invites one device to one round: where the model is, where to put the update, until when."""
 
@@ -70,6 +86,7 @@ class Task(Struct, frozen=True, kw_only=True):
     sent: int = 0  # how many values, of top-k
     feedback: bool = False  # what a codec leaves behind is added to the next update
     settings: dict[str, Any] = field(default_factory=dict)  # the app's own
+    message: Envelope | None = None  # of kind "message": what is to be answered; its tensors are the model
 
 
 class Report(Struct, frozen=True, kw_only=True):
@@ -185,6 +202,7 @@ class UpdateHeader(Struct, frozen=True, kw_only=True, omit_defaults=True):
     took: Timings = Timings()
     form: Form = Form()
     extra: Any = None  # any JSON that the trainer returned
+    message: Envelope | None = None  # of kind "message": the answer; its tensors are the update's
 
 
 class Mail(Struct, frozen=True, kw_only=True):

@@ -23,6 +23,8 @@ class Row(Struct, frozen=True, kw_only=True):
 
     round: int
     kind: Kind
+    label: str = ""  # of an exchange of messages: what its app calls it
+    turn: int = 0  # and the app's own number of the round that it belongs to
     phase: str
     reason: str
     cohort: int
@@ -68,21 +70,26 @@ SCORERS = ("test", "devices", "trained")
 
 def row(ledger: Ledger, objects: Objects, round: Round, now: float, priced: Priced | None = None) -> Row:
     """The row of a round, ended or not."""
-    base = objects.size(layout.model(round.run, round.base)) or 0
-    return row_of(round, ledger.arrivals(place(round)), base, now, priced)
+    return row_of(round, ledger.arrivals(place(round)), sent(objects, round), now, priced)
+
+
+def sent(objects: Objects, round: Round) -> int:
+    """Bytes of what each device of the round was sent."""
+    return round.sent if round.batch else objects.size(layout.model(round.run, round.base)) or 0
 
 
 def row_of(
     round: Round, found: Mapping[str, Arrival], base: int, now: float, priced: Priced | None = None
 ) -> Row:
-    """The same, by who has read the arrivals and knows how many bytes the round's model has."""
+    """The same, by who has read the arrivals and knows how many bytes each device was sent."""
     arrivals = found.values()
     ended = round.ended_at if round.phase in ENDED else now
     loss, accuracy, by = headline(round)
     epsilon = round.metrics.get("privacy", {}).get("epsilon")
     fetched = sum(1 for a in arrivals if a.took.download is not None)
     return Row(
-        round=round.number, kind=round.kind, phase=round.phase.value, reason=round.reason,
+        round=round.number, kind=round.kind, label=round.label, turn=round.turn,
+        phase=round.phase.value, reason=round.reason,
         cohort=round.invited, arrived=len(round.arrived), refused=len(round.refused),
         late=sum(a.state in ("late", "credited") for a in arrivals), credited=len(round.credits),
         loss=loss, accuracy=accuracy, scored_by=by, epsilon=epsilon, metrics=round.metrics,
@@ -98,13 +105,18 @@ def rows(ledger: Ledger, objects: Objects, run: str, now: float, priced: Priced 
     return [row(ledger, objects, round, now, priced) for round in ledger.rounds(run)]
 
 
+SCORED = 2
+"""Exchanges after which the model of one may still be scored, by an app of another framework."""
+
+
 class Following:
-    """The rows of a run as they come: what has ended is read once, however often it is asked."""
+    """The rows of a run as they come: what cannot change any more is read once, however often it is asked."""
 
     def __init__(self, ledger: Ledger, objects: Objects, run: str, priced: Priced | None = None) -> None:
         self._ledger, self._objects, self._run, self._priced = ledger, objects, run, priced
         self._rows: dict[tuple[int, Kind], Row] = {}
-        self._from = 0  # rounds before it have ended, and so have their evaluations
+        self._newest = 0
+        self._from = 0  # rounds before it will not change any more
 
     def look(self, now: float) -> list[Row]:
         """All rows there are by now, in order; those of an open round change from look to look."""
@@ -117,17 +129,24 @@ class Following:
                 for entry in found:
                     if entry:
                         self._see(entry[0], now)
-                if (number, "train") not in self._rows and not any(found):
+                if number > self._newest and not any(found):
                     break
-        numbers = [number for number, _ in self._rows]
-        still = [number for (number, _), row in self._rows.items() if row.phase not in ENDED]
-        self._from = min(still, default=max(numbers, default=0))
+        self._newest = max((number for number, _ in self._rows), default=0)
+        still = (number for number, kind in self._rows if self._open(number, kind))
+        self._from = min(still, default=self._newest)
         return list(self._rows.values())
 
     def _due(self, number: int) -> list[Kind]:
-        """Kinds of that round that are not known to have ended."""
-        known = {kind: self._rows.get((number, kind)) for kind in get_args(Kind)}
-        return [kind for kind, row in known.items() if row is None or row.phase not in ENDED]
+        """Kinds of that round that may be there anew, or have changed."""
+        return [kind for kind in get_args(Kind) if self._open(number, kind)]
+
+    def _open(self, number: int, kind: Kind) -> bool:
+        """Whether it is not known to have ended; or is a message's, which is scored later. What follows the
+        newest round is unknown too."""
+        row = self._rows.get((number, kind))
+        if row is None:
+            return number >= self._newest
+        return row.phase not in ENDED or (kind == "message" and number > self._newest - SCORED)
 
     def _see(self, round: Round, now: float) -> None:
         self._rows[round.number, round.kind] = row(self._ledger, self._objects, round, now, self._priced)
@@ -137,7 +156,7 @@ def headline(round: Round) -> tuple[float | None, float | None, str]:
     """(loss, accuracy, who scored them): the best that is known of the round."""
     for by in SCORERS:
         metrics = round.metrics.get(by, {})
-        loss, accuracy = metrics.get("loss"), metrics.get("accuracy")
+        loss, accuracy = named(metrics, "loss"), named(metrics, "accuracy")
         if loss is not None or accuracy is not None:
             return loss, accuracy, by
     return None, None, ""
@@ -168,8 +187,32 @@ def spread(arrivals: Iterable[Arrival], name: str) -> Spread | None:
 
 
 def _numbers(told: Iterable[Metrics], name: str) -> list[float]:
-    values = (metrics.get(name) for metrics in told)
+    values = (named(metrics, name) for metrics in told)
     return sorted(value for value in values if value is not None and isfinite(value))
+
+
+def named(metrics: Mapping[str, float | None], name: str) -> float | None:
+    """The metric of that name; or the first whose name has the word in it, as `eval_acc` has."""
+    words = (name, "acc") if name == "accuracy" else (name,)
+    for word in words:
+        if metrics.get(word) is not None:
+            return metrics[word]
+    found = (v for name, v in metrics.items() if v is not None and any(w in name.lower() for w in words))
+    return next(found, None)
+
+
+def title(row: Row) -> str:
+    """What a round is called beside others: "3", "3 eval"; an exchange by its app's round, if it says one."""
+    if row.kind != "message":
+        return str(row.round) if row.kind == "train" else f"{row.round} eval"
+    kind = row.label.partition(".")[0]
+    words = {"train": "", "evaluate": " eval"}.get(kind, f" {kind}")
+    return f"{row.turn or f'#{row.round}'}{words}"
+
+
+def trained(rows: Iterable[Row]) -> int:
+    """How many rounds of training have ended."""
+    return len({r.turn or r.round for r in rows if r.phase in ENDED and "train" in (r.kind, r.label)})
 
 
 def lines(ledger: Ledger, objects: Objects, round: Round, cohort: list[str]) -> list[Line]:

@@ -10,7 +10,6 @@ import pytest
 from bench.ledgers import Written
 
 from fleetfold.round.run import RunState
-from fleetfold.settings import size
 from fleetfold.view import last, rows
 from fleetfold.wiring.local import Place
 from tests.dashboard.running import place_of, running, until
@@ -40,7 +39,7 @@ def test_each_panel_shows_what_the_ledger_says(home: Path, chromium: Any) -> Non
         assert "10 of 20" in figures
         assert f"{last(shown, 'accuracy'):.3f}" in figures
         assert f"successful responses {sum(r.arrived for r in shown[:-1])} " in figures
-        assert size(sum(r.bytes_up for r in shown[:-1])) in figures.replace(".00 ", ".0 ")
+        assert f"bytes up {sum(r.bytes_up for r in shown[:-1]) / 1e6:.2f} MB" in figures
         assert page.text("reason") == written.round.reason
         assert "19 of 50 updates" in page.text("quorum")
         assert "30 invited" in page.text("tally")

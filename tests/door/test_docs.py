@@ -38,8 +38,13 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PATIENCE = 300.0
 """Seconds after which a command is taken to hang."""
-LONG = ("hub.md", "how-to.md", "tutorial.md", "privacy.md", "policies.md", "tour.md", "dashboard.md")
+LONG = (
+    "hub.md", "how-to.md", "tutorial.md", "privacy.md", "policies.md", "numbers.md", "tour.md",
+    "dashboard.md",
+)  # fmt: skip
 """Pages that take a while: they are tried with the fleets."""
+NEEDS = {"privacy.md": "dp_accounting", "flower.md": "flwr"}
+"""What has to be installed for a page: its blocks run in the environment that has it (make test-flower)."""
 by_page = pytest.mark.parametrize(
     "page",
     [pytest.param(page, marks=[pytest.mark.fleet] if page.name in LONG else []) for page in PAGES],
@@ -118,8 +123,8 @@ def blocks(page: Path) -> Iterator[Block]:
 
 @by_page
 def test_every_block_of_this_page_does_what_it_says(page: Path, tmp_path: Path) -> None:
-    if page.name == "privacy.md":
-        pytest.importorskip("dp_accounting")
+    if needed := NEEDS.get(page.name):
+        pytest.importorskip(needed)
     (tmp_path / "page").mkdir()
     with closing(Place(tmp_path / "page")) as place:
         for block in blocks(page):

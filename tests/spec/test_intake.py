@@ -12,7 +12,7 @@ import pytest
 from fleetfold import Trained, Work, layout
 from fleetfold.adapters.memory import MemoryObjects, MemoryRecords
 from fleetfold.coordinator.folding import average
-from fleetfold.coordinator.intake import Intake
+from fleetfold.coordinator.intake import Intake, training
 from fleetfold.fold.tensors import Tensors, read, write
 from fleetfold.ledger import Ledger
 from fleetfold.messages import Report, Timings, UpdateHeader, encode
@@ -204,7 +204,8 @@ def test_an_update_that_goes_while_it_is_judged_is_refused() -> None:
     policy = Policy(target=1, quorum=1, deadline=9.0)
     round = Round(run="r", number=1, base=0, cohort="c", invited=2, policy=policy, opened_at=0.0)
     report = Report(run="r", round=1, kind="train", device="d1", state="delivered")
-    intake = Intake(Ledger(MemoryRecords()), Going(), round, {"d1": 0}, None, World().settings)
+    gate = training(round, None, World().settings)
+    intake = Intake(Ledger(MemoryRecords()), Going(), round, {"d1": 0}, gate)
     judged = intake.judge([report], 1.0)
     assert judged["d1"].reason == "there is no update at runs/r/rounds/000001/updates/d1.safetensors"
 

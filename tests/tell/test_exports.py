@@ -16,7 +16,7 @@ from fleetfold.settings import Settings
 from fleetfold.tell import exports, to_mlflow
 from fleetfold.tell.exports import event_file, event_name, plain, series, to_csv
 from fleetfold.tell.journal import NAME, Journal
-from fleetfold.view import Row
+from fleetfold.view import Row, rows
 from tests.tell.hostile import SCRIPT, TEXTS, row
 from tests.world import World
 
@@ -75,17 +75,24 @@ def lived() -> World:
 ALL = [(1, "train"), (1, "evaluate"), (2, "train"), (2, "evaluate")]
 
 
-def journal(folder: Path, world: World) -> Journal:
-    return Journal(folder, Ledger(world.records), world.objects, "r")
+class Kept(Journal):
+    """A journal with the ledger that its rows come from."""
+
+    def __init__(self, folder: Path, world: World) -> None:
+        super().__init__(folder, "r")
+        self._world = world
+
+    def keep(self) -> list[Row]:
+        return self.add(rows(Ledger(self._world.records), self._world.objects, "r", self._world.now))
 
 
 def test_every_round_has_its_line_when_it_ends_and_no_other(tmp_path: Path) -> None:
     world = World(devices=2, rounds=2, evaluate="cohort")
     for step in range(1, 400, 5):
         world.live(step)
-        kept = journal(tmp_path, world)
-        kept.keep(world.now)
-        kept.keep(world.now)
+        kept = Kept(tmp_path, world)
+        kept.keep()
+        assert kept.keep() == []
         if world.run().state is not RunState.RUNNING:
             break
         now = told(tmp_path) if (tmp_path / NAME).exists() else []
@@ -96,30 +103,30 @@ def test_every_round_has_its_line_when_it_ends_and_no_other(tmp_path: Path) -> N
 def test_a_death_in_the_middle_of_a_line_neither_loses_nor_doubles_a_round(
     tmp_path: Path, lived: World
 ) -> None:
-    journal(tmp_path, lived).keep(lived.now)
+    Kept(tmp_path, lived).keep()
     path = tmp_path / NAME
     whole = path.read_bytes()
     for cut in range(0, len(whole), 7):
         path.write_bytes(whole[:cut])
-        journal(tmp_path, lived).keep(lived.now)
+        Kept(tmp_path, lived).keep()
         assert path.read_bytes() == whole, f"cut at byte {cut}"
 
 
 def test_what_is_no_line_or_stands_there_twice_is_taken_out(tmp_path: Path, lived: World) -> None:
-    journal(tmp_path, lived).keep(lived.now)
+    Kept(tmp_path, lived).keep()
     path = tmp_path / NAME
     whole = path.read_bytes()
     path.write_bytes(b"\xff\xfe\n" + whole[:100] + b"\n" + whole + whole + b"{}\n[1")
-    journal(tmp_path, lived).keep(lived.now)
+    Kept(tmp_path, lived).keep()
     assert path.read_bytes() == whole
 
 
 def test_a_disk_that_is_full_ends_no_run_and_the_line_is_written_later(tmp_path: Path, lived: World) -> None:
     folder = tmp_path / "not-yet"
-    kept = journal(folder, lived)
-    kept.keep(lived.now)
+    kept = Kept(folder, lived)
+    assert kept.keep() == []
     folder.mkdir()
-    kept.keep(lived.now)
+    assert len(kept.keep()) == len(ALL)
     assert told(folder) == ALL
 
 
@@ -148,13 +155,13 @@ def test_tensorboard_reads_every_number_at_its_round(tmp_path: Path) -> None:
 
     evaluation = row(2, kind="evaluate", metrics={"devices": {"accuracy": 0.75, "=1+1": 1e300}})
     hostile = row(3, metrics={"devices": {text[:64]: 0.5 for text in TEXTS}})
-    rows = [ROWS[0], ROWS[1], evaluation, hostile]
+    told = [ROWS[0], ROWS[1], evaluation, hostile]
     folder = tmp_path / "r-1"
     folder.mkdir()
-    (folder / event_name("r-1", rows)).write_bytes(event_file(rows))
+    (folder / event_name("r-1", told)).write_bytes(event_file(told))
     read = EventAccumulator(str(folder))
     read.Reload()
-    for each in rows:
+    for each in told:
         for name, value in series(each).items():
             [found] = [event for event in read.Scalars(name) if event.step == each.round]
             assert found.wall_time == each.ended_at
@@ -192,6 +199,16 @@ def test_mlflow_reads_every_number_at_its_round_and_a_second_export_adds_what_is
         for name, value in series(each).items():
             [found] = [m for m in client.get_metric_history(run.info.run_id, name) if m.step == each.round]
             assert (found.value, found.timestamp) == (value, int(each.ended_at * 1000))
+
+
+def test_an_exchange_of_messages_stands_at_the_apps_own_round_under_its_label() -> None:
+    train = row(6, kind="message", label="train", turn=3)
+    evaluate = row(7, kind="message", label="evaluate", turn=3)
+    query = row(8, kind="message", label="../query", metrics={})
+    assert [exports.step(each) for each in (train, evaluate, query)] == [3, 3, 8]
+    assert "reported_loss" in series(train)
+    assert "evaluate/reported_loss" in series(evaluate)
+    assert all(name.startswith("_query/") for name in series(query))
 
 
 def test_what_mlflow_is_told_has_names_that_it_takes() -> None:

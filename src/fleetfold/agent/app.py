@@ -1,8 +1,10 @@
-"""Finds the user's trainer: the `trainer` of a folder's app.py, of a file, or `module:name`."""
+"""Finds the user's trainer: the `trainer` of a folder's app.py, of a file, or `module:name`; or, of an app of
+another framework, what answers its messages (trainer.Answerer)."""
 
 import importlib.util
 import math
 import sys
+import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
@@ -19,21 +21,33 @@ if TYPE_CHECKING:  # who only looks where an app is has no need of numpy
 
 
 class App(Struct, frozen=True):
-    """The user's app: its name (of runs), where it is, its folder (of fleetfold.toml and modules)."""
+    """The user's app: its name (of runs), where it is, its folder (of fleetfold.toml and modules). `loader`:
+    `module:name` of what loads an app that is another framework's."""
 
     name: str
     place: str
     root: str
+    loader: str = ""
 
     @property
     def folder(self) -> Path:
         return Path(self.root)
 
 
+FLOWER = "fleetfold.flower.client:load"
+"""What loads a Flower app; looked up by name, for only who has one needs Flower."""
+
+
 def find_app(place: str) -> App:
     """Without running any of it. Raises BadConfig."""
     path = Path(place).expanduser()
+    if path.name == "pyproject.toml" and is_flower(path.parent):
+        path = path.parent
     if path.is_dir():
+        if is_flower(path):
+            return App(
+                path.resolve().name, str((path / "pyproject.toml").resolve()), str(path.resolve()), FLOWER
+            )
         if not (path / "app.py").is_file():
             raise BadConfig(f"{place}: the folder has no app.py", next="fleetfold init NEW_FOLDER")
         return App(path.resolve().name, str((path / "app.py").resolve()), str(path.resolve()))
@@ -49,10 +63,24 @@ def find_app(place: str) -> App:
     )
 
 
+def is_flower(folder: Path) -> bool:
+    """Whether an app of Flower's lies there, and none of ours."""
+    if (folder / "app.py").is_file():
+        return False
+    try:
+        about = tomllib.loads((folder / "pyproject.toml").read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError):
+        return False
+    return "app" in about.get("tool", {}).get("flwr", {})
+
+
 def load_trainer(app: App) -> "Trainer":
     """Run the app's file and take its `trainer`. Its folder is put on the import path, for the modules
     beside it. Raises BadConfig that names the line."""
     import_paths(app)
+    if app.loader:
+        where, _, loader = app.loader.partition(":")
+        return cast("Trainer", getattr(import_module(where), loader)(app))
     name = "trainer"
     try:
         if app.place.endswith(".py"):

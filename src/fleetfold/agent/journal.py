@@ -1,23 +1,17 @@
 """What a device promised and what it has done: one small record per run and kind of work.
 
     promised ──▶ delivered (the update is safe, the report can be told again)
-    residual     what a codec left behind: two slots, the one in force and the one of the task at hand
+    kept         what a task leaves for the next one: two slots, one in force, one of the task at hand
 
 Rounds of a run only go up, so the newest entry says all. A task that killed its process again and
 again is given up after ATTEMPTS; what killed the whole machine, or everything at once, does not count.
 """
-
-from typing import TYPE_CHECKING
 
 import msgspec
 from msgspec import Struct
 
 from fleetfold.messages import Report, Task, encode
 from fleetfold.ports import Records
-
-if TYPE_CHECKING:  # who only reads what was answered has no need of numpy
-    import numpy as np
-    from numpy.typing import NDArray
 
 ATTEMPTS = 3
 """Times that a task may be begun without being finished, in one life."""
@@ -28,11 +22,12 @@ class Entry(Struct, frozen=True, kw_only=True):
     attempts: int = 0
     life: str = ""  # in which it was begun so often
     report: Report | None = None  # the answer, once it is settled
-    residual: int = -1  # the slot in force: left by the newest update that was delivered
+    kept: int = -1  # the slot in force: left by the newest update that was delivered
+    filling: bool = False  # the task at hand has left something in the other slot
 
 
 PIECE = 8 << 20
-"""Bytes of one record of a residual."""
+"""Bytes of one record of what is kept."""
 _ENTRY = msgspec.json.Decoder(Entry)
 
 
@@ -73,35 +68,40 @@ class Journal:
 
     def promise(self, task: Task) -> None:
         attempts = self.attempts(task) + 1
-        self._put(Entry(task=task, attempts=attempts, life=self._life, residual=self._slot(task)))
+        self._put(Entry(task=task, attempts=attempts, life=self._life, kept=self._slot(task)))
 
     def settle(self, task: Task, report: Report) -> None:
-        slot = self._slot(task)
-        if task.feedback and report.state == "delivered":
+        entry, slot = self.entry(task), self._slot(task)
+        left = entry is not None and entry.filling and entry.task.round == task.round
+        if left and report.state == "delivered":
             slot = _other(slot)
-        self._put(Entry(task=task, report=report, residual=slot))
+        self._put(Entry(task=task, report=report, kept=slot))
 
-    def residual(self, task: Task) -> "NDArray[np.float32] | None":
-        """What the newest update that was delivered left behind, fp32; None: nothing yet."""
-        import numpy as np
-
+    def kept(self, task: Task) -> bytes | None:
+        """What the newest update that was delivered left for this run's next; None: nothing yet."""
         slot, pieces = self._slot(task), list[bytes]()
         while slot >= 0 and (record := self._records.get(self._piece(task, slot, len(pieces)))):
             pieces.append(record.value)
-        return np.frombuffer(b"".join(pieces), np.float32) if pieces else None
+            if len(record.value) < PIECE:
+                break
+        return b"".join(pieces) if pieces else None
 
-    def leave(self, task: Task, residual: "NDArray[np.float32]") -> None:
-        """Keep what this task's update leaves behind; the one in force stays until the task is settled."""
-        data, slot = residual.tobytes(), _other(self._slot(task))
-        for k in range(0, len(data), PIECE):
+    def keep(self, task: Task, data: bytes) -> None:
+        """Leave that for the next one; what is in force stays so until the task is settled as delivered. The
+        task was promised."""
+        slot = _other(self._slot(task))
+        for k in range(0, len(data) + 1, PIECE):  # the last one is shorter than a piece, and ends it
             self._records.put_many([(self._piece(task, slot, k // PIECE), data[k : k + PIECE])])
+        entry = self.entry(task)
+        if entry is not None and not entry.filling:
+            self._put(msgspec.structs.replace(entry, filling=True))
 
     def _slot(self, task: Task) -> int:
         entry = self.entry(task)
-        return -1 if entry is None else entry.residual
+        return -1 if entry is None else entry.kept
 
     def _piece(self, task: Task, slot: int, number: int) -> str:
-        return f"residual/{self._device}/{task.run}/{slot}/{number:06}"
+        return f"kept/{self._device}/{task.run}/{slot}/{number:06}"
 
     def open(self) -> list[Entry]:
         """Every newest entry: what is to be finished, or told again, after a restart."""

@@ -9,13 +9,15 @@ is, from the same seed. Every answer may be told twice.
 
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from fleetfold.agent.app import App, can, numbers
 from fleetfold.agent.journal import ATTEMPTS, Journal
-from fleetfold.agent.trainer import Device, Evaluated, Trainer, Work
+from fleetfold.agent.trainer import Answerer, Device, Evaluated, Model, Trainer, Work
 from fleetfold.errors import BadConfig, BadUpdate, Unavailable, blame
 from fleetfold.fold import codecs
 from fleetfold.fold.tensors import Header, Tensors, header_in, views, write
@@ -36,11 +38,6 @@ from fleetfold.ports import Link, Transfer
 _T = TypeVar("_T")
 ROUNDING = 1
 """Beside the task's seed: the codec's chance is another than the training's."""
-
-
-class Model(NamedTuple):
-    tensors: Tensors  # read-only
-    header: Header
 
 
 class Models:
@@ -126,6 +123,8 @@ class Agent:
         work = Work(device=self._device, round=task.round, seed=task.seed, settings=task.settings)
         fetch = lambda: self._transfer.fetch(task)  # noqa: E731
         download, model = self._timed(lambda: self._models.get(task.digest, fetch))
+        if task.kind == "message":
+            return self._answered(task, model, download)
         evaluation: Evaluation | None = None
         start = self._timer()
         if task.evaluate or task.kind == "evaluate":
@@ -148,6 +147,22 @@ class Agent:
         )  # fmt: skip
         return write(tensors, encode(header)), took
 
+    def _answered(self, task: Task, content: Model, download: float) -> tuple[bytes, Timings]:
+        """The answer to a message, as an update file; the state that its app keeps is kept with it."""
+        if task.message is None or not can(self._trainer, "answer"):
+            raise BadConfig("this device's app answers no messages", next="fleetfold join --app FOLDER")
+        kept = self._journal.kept(task) or b""
+        answerer = cast(Answerer, self._trainer)
+        compute, answer = self._timed(lambda: answerer.answer(task, content, self._device, kept))
+        if answer.state is not None:
+            self._journal.keep(task, answer.state)
+        took = Timings(download=download, compute=compute)
+        header = UpdateHeader(
+            run=task.run, round=task.round, kind=task.kind, device=task.device, examples=answer.examples,
+            metrics=numbers(answer.metrics), took=took, message=answer.message,
+        )  # fmt: skip
+        return write(answer.tensors, encode(header)), took
+
     def _encoded(self, task: Task, tensors: Tensors, model: Model) -> tuple[Form, Tensors]:
         """The tensors that the task asks for, as it asks for them; what that leaves behind is kept."""
         if unknown := sorted(tensors.keys() - model.tensors.keys()):
@@ -158,11 +173,16 @@ class Agent:
             form = msgspec.structs.replace(form, carried=mask(model.header, names))
         encoded = codecs.encode(
             tensors, model.tensors, model.header, form, [task.seed, ROUNDING], sent=task.sent,
-            residual=self._journal.residual(task) if task.feedback else None, feedback=task.feedback,
+            residual=self._residual(task) if task.feedback else None, feedback=task.feedback,
         )  # fmt: skip
         if len(encoded.residual):
-            self._journal.leave(task, encoded.residual)
+            self._journal.keep(task, encoded.residual.tobytes())
         return form, encoded.tensors
+
+    def _residual(self, task: Task) -> NDArray[np.float32] | None:
+        """What the codec left behind last."""
+        kept = self._journal.kept(task)
+        return None if kept is None else np.frombuffer(kept, np.float32)
 
     def _evaluate(self, model: Tensors, work: Work) -> Evaluation | None:
         if not can(self._trainer, "evaluate"):

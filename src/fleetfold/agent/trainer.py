@@ -6,12 +6,13 @@ leaves the device.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from msgspec import Struct
 
 from fleetfold.agent.proximal import strength
-from fleetfold.fold.tensors import Tensors
+from fleetfold.fold.tensors import Header, Tensors
+from fleetfold.messages import Envelope, Metrics, Task
 
 
 class Device(Struct, frozen=True, kw_only=True):
@@ -53,6 +54,32 @@ class Evaluated(Struct, frozen=True, kw_only=True):
 
     examples: int
     metrics: Mapping[str, float]
+
+
+class Model(NamedTuple):
+    """Tensors as they came, read-only, and their file's header."""
+
+    tensors: Tensors
+    header: Header
+
+
+class Answered(Struct, frozen=True, kw_only=True):
+    """What answering a message returns. `examples`, `metrics`: for people; `state`: what the app keeps for
+    the next message of this run, None: what it had."""
+
+    tensors: Tensors
+    message: Envelope
+    examples: int = 1
+    metrics: Metrics = {}
+    state: bytes | None = None
+
+
+class Answerer(Protocol):
+    """An app that has messages of its own, instead of a trainer. The same task, content and state must give
+    the same answer."""
+
+    def answer(self, task: Task, content: Model, device: Device, state: bytes) -> Answered:
+        """Answer `task.message`, whose tensors are `content`. `state`: what it kept last, b"" at first."""
 
 
 class Trainer(Protocol):

@@ -19,7 +19,7 @@ from msgspec import Struct
 from fleetfold import layout
 from fleetfold.coordinator.registrar import short
 from fleetfold.errors import shown
-from fleetfold.messages import SETTLED, Answer, Ask, Kind, Presence, Report, understood
+from fleetfold.messages import SETTLED, Answer, Ask, Presence, Report, understood
 from fleetfold.ports import Letter, Objects
 from fleetfold.round.fleet import Sighting
 
@@ -92,7 +92,7 @@ class _FromBroker(Struct):
 
 _NOTIFICATION = msgspec.json.Decoder(_Notification)
 _FROM_BROKER = msgspec.json.Decoder(_FromBroker)
-_UPDATE = re.compile(r"runs/([^/]+)/rounds/([0-9]{6,9})(-evaluate)?/updates/([^/]+)\.safetensors")
+_UPDATE = re.compile(r"runs/([^/]+)/rounds/([0-9]{6,9})(-evaluate|-message)?/updates/([^/]+)\.safetensors")
 
 
 def batch(event: Any) -> list[Message]:
@@ -134,9 +134,9 @@ def reported(key: str) -> Report | None:
     found = _UPDATE.fullmatch(key)
     if found is None or not layout.valid_name(found[1]) or not layout.valid_name(found[4]):
         return None
-    kind: Kind = "evaluate" if found[3] else "train"
-    where = layout.round(found[1], int(found[2]), kind)
-    if layout.update(where, found[4]) != key:
+    where = layout.round_of(key)
+    kind = layout.kind_of(where)
+    if where != layout.round(found[1], int(found[2]), kind) or layout.update(where, found[4]) != key:
         return None
     return Report(run=found[1], round=int(found[2]), kind=kind, device=found[4], state="delivered")
 

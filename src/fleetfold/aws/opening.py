@@ -11,11 +11,14 @@ import msgspec
 from msgspec.structs import replace
 
 from fleetfold.adapters.boto import Declined, Service, client
+from fleetfold.adapters.counted import Counted, Wrote, unwatched
+from fleetfold.adapters.poll_bus import Divided, PollBus
 from fleetfold.agent.app import App
 from fleetfold.aws import workflow
 from fleetfold.aws.stack import Stack, load, path
 from fleetfold.aws.workflow import Wait
-from fleetfold.coordinator.opening import open_run
+from fleetfold.coordinator.messenger import Messenger
+from fleetfold.coordinator.opening import open_messages, open_run
 from fleetfold.errors import BadConfig
 from fleetfold.ledger import Ledger
 from fleetfold.messages import encode
@@ -42,14 +45,37 @@ def is_taken(stack: Stack, run: str) -> bool:
     return not wiring.records(stack.table, stack.region).swap(workflow.key(run), encode(Wait()), 0)
 
 
-def submit(stack: Stack, app: App, settings: Settings, model: bytes, place: Place) -> Run:
-    """A new run of all the fleet that there is, whose name was free."""
+def submit(
+    stack: Stack, app: App, settings: Settings, model: bytes, place: Place,
+    wrote: Wrote = unwatched,
+) -> Run:  # fmt: skip
+    """A new run of all the fleet that there is, whose name was free. `wrote` hears how far its first model
+    is."""
     (place.folder / CLOUD).symlink_to(path(place.home.absolute(), stack.name))
-    ledger, objects = local.ledger(place), local.objects(place)
+    ledger, objects = local.ledger(place), Counted(local.objects(place), wrote)
     settings = replace(settings, devices=max(1, len(ledger.fleet())))
     run = open_run(place.run, app.place, settings, model, [], ledger, objects, time.time())
     start(stack, run)
     return run
+
+
+def submit_messages(stack: Stack, app: App, settings: Settings, place: Place) -> Run:
+    """A new run of an app that sends messages of its own, whose name was free; its process is elsewhere, and
+    no state machine drives it."""
+    (place.folder / CLOUD).symlink_to(path(place.home.absolute(), stack.name))
+    return open_messages(place.run, app.place, settings, [], local.ledger(place), time.time())
+
+
+def messenger(place: Place) -> Messenger:
+    """Its exchanges, by the app's process."""
+    stack, ledger = _stack(place), local.ledger(place)
+    found = ledger.run(place.run)
+    if found is None:
+        raise BadConfig(f"run {place.run} was never opened", next="fleetfold flower run APP --aws")
+    store = wiring.objects(stack.bucket, stack.region)
+    spoken = wiring.bus(stack.fleet, store.signer, stack.iot_endpoint, stack.region)
+    polled = PollBus(wiring.records(stack.table, stack.region), store.objects, store.signer, time.time)
+    return wiring.messenger(place.run, found[0].settings, store, ledger, Divided(spoken, polled))
 
 
 def again(place: Place) -> None:

@@ -25,6 +25,7 @@ from fleetfold.aws.workflow import PhaseOfRun, Standing, Wait
 from fleetfold.coordinator import Coordinator, cutting, errands
 from fleetfold.coordinator.cutting import Told, Unfinished
 from fleetfold.coordinator.granting import grant
+from fleetfold.coordinator.messenger import Messenger
 from fleetfold.coordinator.opening import extend
 from fleetfold.coordinator.policy import policies
 from fleetfold.errors import BadConfig, Unavailable, blame, shown
@@ -141,6 +142,12 @@ def turn(
         for _ in range(max(1, len(letters))):
             cloud.ignored(f"message for run {shown(name, 80)!r}, which is not here")
         return
+    if found[0].messages:
+        wake = _messenger(cloud, found[0], letters).step()
+        _measure(cloud, ledger, found[0])
+        if woken and wake != float("inf"):
+            cloud.alarm.wake_at(name, max(wake, cloud.clock() + MINUTE))
+        return
     wake = float("inf")
     try:
         coordinator = _coordinator(cloud, found[0], letters, urgent=urgent)
@@ -165,6 +172,14 @@ def turn(
         cloud.alarm.wake_at(name, max(wake, cloud.clock() + MINUTE))
 
 
+def _messenger(cloud: Cloud, run: Run, letters: Sequence[Letter]) -> Messenger:
+    """Of a run whose app, elsewhere, opens exchanges and reads the answers."""
+    return Messenger(
+        run.name, cloud.ledger, cloud.objects, cloud.bus(letters), cloud.alarm, policies(run.settings),
+        cloud.clock, merges=False, site=cloud.site, ignored=cloud.ignored, turn=cloud.turn,
+    )  # fmt: skip
+
+
 def _coordinator(
     cloud: Cloud, run: Run, letters: Sequence[Letter], *, urgent: bool, found: Sequence[Told] = ()
 ) -> Coordinator:
@@ -182,6 +197,8 @@ def _coordinator(
 def _is_due(ledger: Ledger, name: str, wait: Wait | None, opening: bool) -> bool:
     """Whether the run stands before the very round that somebody waits for."""
     run = _known(ledger, name)
+    if run.messages:
+        return False  # its app opens it
     asked = opening if wait is None else (wait.round, wait.kind) == (run.round, run.kind)
     return asked and run.state is RunState.RUNNING and ledger.round(name, run.round, run.kind) is None
 
@@ -362,15 +379,15 @@ def _fail(ledger: Ledger, name: str, why: str, now: float) -> None:
 def _measure(cloud: Cloud, ledger: Ledger, before: Run) -> None:
     """Tell of the rounds that have ended since, each of them once."""
     run = _known(ledger, before.name)
-    if (run.round, run.kind, run.state) == (before.round, before.kind, before.state):
+    first = max(0, before.round - 1) if before.messages else before.round
+    if not before.messages and (run.round, run.kind, run.state) == (before.round, before.kind, before.state):
         return
-    from fleetfold.aws.cost import pricing  # once a round, and nothing that a cold start has to wait for
-
-    priced = pricing(ledger)
-    for number, kind in product(range(before.round, run.round + 1), get_args(Kind)):
+    for number, kind in product(range(first, run.round + 1), get_args(Kind)):
         found = ledger.round(run.name, number, kind)
         if found is not None and found[0].phase in ENDED and _is_first(cloud, found[0]):
-            cloud.measured(run.name, row(ledger, cloud.objects, found[0], cloud.clock(), priced))
+            from fleetfold.aws.cost import pricing  # once a round: nothing that a cold start has to wait for
+
+            cloud.measured(run.name, row(ledger, cloud.objects, found[0], cloud.clock(), pricing(ledger)))
 
 
 def _is_first(cloud: Cloud, round: Round) -> bool:

@@ -13,10 +13,13 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from fleetfold import layout
+from fleetfold.log import Log
 from fleetfold.round.run import Run, RunState
 from fleetfold.round.state import ENDED
 from fleetfold.settings import size
-from fleetfold.view import Row, row
+from fleetfold.tell.teller import announce
+from fleetfold.view import Following, Row, title, trained
 from fleetfold.wiring import local as wiring
 from fleetfold.wiring.local import Place
 
@@ -25,14 +28,17 @@ EVERY = 0.1
 
 
 class Board:
-    """Called by the run with its state. `style`: "table", "lines" or "json"."""
+    """Called by the run with its state. `style`: "table", "lines" or "json"; or a log to tell of rounds and
+    of devices that were refused."""
 
-    def __init__(self, place: Place, console: Console, style: str) -> None:
+    def __init__(self, place: Place, console: Console, style: str | Log) -> None:
         self._place, self._console, self._style = place, console, style
         self._rows: dict[tuple[int, str], Row] = {}
         self._looked = 0.0
         self._live: Live | None = None
-        self._opened = False
+        self._opened, self._out = False, sys.stdout
+        self._run: Run | None = None
+        self._writing, self._began, self._whole = "", 0.0, 0
 
     def __enter__(self) -> "Board":
         if self._style == "table":
@@ -56,33 +62,47 @@ class Board:
         self._looked = now
         if not self._opened:
             self._ledger, self._objects = wiring.ledger(self._place), wiring.objects(self._place)
-            self._opened = True
+            self._following, self._opened = Following(self._ledger, self._objects, run.name), True
+        self._run = run
         self._catch_up(run)
         if self._live is not None:
             self._live.update(self._table(run, ready), refresh=True)
 
-    def _catch_up(self, run: Run) -> None:
-        """Read the rounds that may have changed since the last look: the last one seen, and what follows."""
-        open_before = [r for r in self._rows.values() if r.phase not in ENDED]
-        number = open_before[0].round if open_before else (max((n for n, _ in self._rows), default=0))
-        for n in range(max(1, number), run.round + 1):
-            for kind in ("train", "evaluate"):
-                if self._rows.get((n, kind)) and self._rows[n, kind].phase in ENDED:
-                    continue
-                found = self._ledger.round(run.name, n, kind)
-                if found is not None:
-                    new = row(self._ledger, self._objects, found[0], time.time())
-                    self._rows[n, kind] = new
-                    if new.phase in ENDED:
-                        self._say(new, run)
+    def wrote(self, key: str, done: int) -> None:
+        """That a fold has written so many bytes of a model: told in a terminal, where it takes a while."""
+        now = time.monotonic()
+        if self._live is None or self._run is None or "/models/" not in key:
+            return
+        if key != self._writing:
+            self._writing, self._began, self._looked = key, now, now
+            self._whole = self._objects.size(layout.model(self._run.name, 0)) or done
+        if now - self._looked < EVERY:
+            return
+        self._looked = now
+        left = (now - self._began) * (self._whole - done) / max(1, done)
+        share = min(1.0, done / max(1, self._whole))
+        told = f"folding: {share:.0%} of {size(self._whole)} written, about {max(0.0, left):.0f} s left"
+        self._live.update(Group(self._table(self._run, 0), Text(told, style="cyan")), refresh=True)
 
-    def _say(self, row: Row, run: Run) -> None:
+    def _catch_up(self, run: Run) -> None:
+        """Read the rounds that may have changed since the last look, and say which have ended, or were scored
+        since."""
+        for new in self._following.look(time.time()):
+            known = self._rows.get((new.round, new.kind))
+            over = known is not None and known.phase in ENDED
+            self._rows[new.round, new.kind] = new
+            if new.phase in ENDED and not (over and new == known):
+                self._say(new, run, again=over)
+
+    def _say(self, row: Row, run: Run, *, again: bool) -> None:
+        """`again`: it was said before, and is scored since."""
         if self._style == "json":
-            print(msgspec.json.encode(row).decode(), flush=True)
+            print(msgspec.json.encode(row).decode(), flush=True, file=self._out)
+        elif isinstance(self._style, Log):
+            announce(self._style, self._ledger, run.name, row)
         elif self._style == "lines":
             self._console.print(
-                f"round {row.round}/{run.settings.rounds}"
-                f"{'' if row.kind == 'train' else ' ' + row.kind} {row.phase}: {row.reason};"
+                f"{_called(row, run)} {row.scored_by if again else f'{row.phase}: {row.reason}'};"
                 f" loss {number(row.loss)}, accuracy {number(row.accuracy)}"
                 f"{'' if row.epsilon is None else f', ε {number(row.epsilon)}'}, {row.seconds:.2f} s",
                 markup=False, highlight=False, soft_wrap=True,
@@ -98,8 +118,8 @@ class Board:
     def _status(self, run: Run) -> Text:
         if run.state is not RunState.RUNNING:
             return Text.from_markup(f"[bold]{run.state.value}[/]: {escape(run.reason)}")
-        done = sum(1 for r in self._rows.values() if r.phase in ENDED and r.kind == "train")
-        share = done / run.settings.rounds
+        done = trained(self._rows.values())
+        share = min(1.0, done / run.settings.rounds)
         bar = "━" * round(share * 30)
         left = ""
         if done:
@@ -108,9 +128,16 @@ class Board:
         newest = list(self._rows.values())[-1]
         return Text.assemble(
             (bar, "green"), ("━" * (30 - len(bar)), "bright_black"),
-            f" round {newest.round} of {run.settings.rounds}{left}\n",
+            f" round {newest.turn or newest.round} of {run.settings.rounds}{left}\n",
             (newest.reason, "dim"),
         )  # fmt: skip
+
+
+def _called(row: Row, run: Run) -> str:
+    if row.kind == "message":
+        number = f"round {row.turn}/{run.settings.rounds}" if row.turn else f"exchange {row.round}"
+        return number if row.label == "train" else f"{number} {row.label}"
+    return f"round {row.round}/{run.settings.rounds}{'' if row.kind == 'train' else ' ' + row.kind}"
 
 
 def rounds_table(rows: list[Row], width: int) -> Table:
@@ -129,14 +156,13 @@ def rounds_table(rows: list[Row], width: int) -> Table:
             column, justify="right", no_wrap=True, min_width=8 if column in ("up", "down") else None
         )
     if wide := width >= 110:
-        table.add_column("reason", overflow="ellipsis", no_wrap=True, ratio=1)
+        table.add_column("reason", overflow="ellipsis", no_wrap=True, ratio=1, max_width=width - 80)
     for r in rows:
-        name = str(r.round) if r.kind == "train" else f"{r.round} eval"
         refused = f"[red]{r.refused}[/]" if r.refused else "0"
         late = f"+{r.credited}" if r.credited else ""
         table.add_row(
-            name, f"[{COLOURS.get(r.phase, 'yellow')}]{r.phase}[/]", f"{r.arrived}{late}/{r.cohort}", refused,
-            number(r.loss), number(r.accuracy), *([number(r.epsilon)] if private else []),
+            title(r), f"[{COLOURS.get(r.phase, 'yellow')}]{r.phase}[/]", f"{r.arrived}{late}/{r.cohort}",
+            refused, number(r.loss), number(r.accuracy), *([number(r.epsilon)] if private else []),
             f"{r.seconds:.2f}", *(size({"up": r.bytes_up, "down": r.bytes_down}[b]) for b in bytes_of),
             *([dollars(r.cost)] if paid else []),
             *([escape(r.reason)] if wide else []),

@@ -11,10 +11,11 @@ from cyclopts import Parameter
 from fleetfold import layout
 from fleetfold.agent.torch_file import save_torch
 from fleetfold.aws.pricing import priced
+from fleetfold.cli.files import saved
 from fleetfold.cli.places import existing
+from fleetfold.cli.progress import fetched
 from fleetfold.errors import BadConfig
 from fleetfold.fold.tensors import read, write
-from fleetfold.ports import fetch
 from fleetfold.round.run import Run
 from fleetfold.tell import exports
 from fleetfold.view import Row, rows
@@ -77,7 +78,7 @@ def export(
         if out is None:
             sys.stdout.buffer.write(text)
             return
-        _save(out, text)
+        saved(out, text)
         print(f"{out}: {len(exports.ended(told))} rounds of {place.run}")
     elif to == "tensorboard":
         path = _event_file(out or TENSORBOARD, place.run, told)
@@ -96,7 +97,7 @@ def _model(place: Place, run: Run, out: Path | None, version: int | None) -> Non
         raise BadConfig("where to?", next=f"fleetfold export {run.name} --out model.safetensors")
     number = run.version if version is None else version
     try:
-        data = fetch(wiring.objects(place), layout.model(place.run, number))
+        data = fetched(wiring.objects(place), layout.model(place.run, number), f"model {number}")
     except KeyError:
         raise BadConfig(
             f"run {place.run} has no model {number}; its newest is {run.version}",
@@ -118,20 +119,9 @@ def _model(place: Place, run: Run, out: Path | None, version: int | None) -> Non
     print(f"{out}: model {number} of {place.run}, {len(tensors)} tensors, {parameters:,} values{private}")
 
 
-def _save(path: Path, data: bytes) -> None:
-    """Whole or not at all."""
-    fresh = path.with_name(f".{path.name}.new")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh.write_bytes(data)
-        fresh.replace(path)
-    except OSError as error:
-        raise BadConfig(f"--out {path}: {error.strerror}") from None
-
-
 def _event_file(folder: Path, run: str, told: Sequence[Row]) -> Path:
     path = folder / run / exports.event_name(run, told)
-    _save(path, exports.event_file(told))
+    saved(path, exports.event_file(told))
     return path
 
 

@@ -19,13 +19,16 @@ from fleetfold.cli.dashboard import dashboard, pause, resume, stop
 from fleetfold.cli.demo import demo
 from fleetfold.cli.device import agent, join
 from fleetfold.cli.export import export
+from fleetfold.cli.flower import flower
 from fleetfold.cli.hub import enroll, hub, revoke
 from fleetfold.cli.init import init
 from fleetfold.cli.plan import plan
+from fleetfold.cli.report import compare, report
 from fleetfold.cli.run import run
 from fleetfold.cli.show import devices, runs, show
 from fleetfold.cli.sim import sim
 from fleetfold.cli.split import split
+from fleetfold.cli.watch import watch
 from fleetfold.errors import told, typed
 
 app = App(
@@ -39,8 +42,8 @@ app = App(
     help_format="markdown",
 )
 for command in (
-    demo, init, run, sim, runs, show, dashboard, pause, stop, resume, devices, export, split, plan, hub,
-    enroll, revoke, ask, join, agent, check_device, aws,
+    demo, init, run, sim, runs, show, watch, dashboard, pause, stop, resume, devices, report, compare, export,
+    split, plan, hub, enroll, revoke, ask, join, agent, check_device, flower, aws,
 ):  # fmt: skip
     app.command(command)
 
@@ -56,8 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except CycloptsError as error:
         if debug:
             raise
-        names = " ".join(token for token in tokens[:1] if not token.startswith("-"))
-        _tell(errors, str(error).strip(), typed(f"fleetfold {names} --help".replace("  ", " ")))
+        _tell(errors, str(error).strip(), typed(" ".join(["fleetfold", *_commands(tokens), "--help"])))
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -70,6 +72,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sentence, next, code = told(error)
         _tell(errors, sentence, next)
         sys.exit(code)
+
+
+def _commands(tokens: Sequence[str]) -> list[str]:
+    """Those at the beginning of the line that name a command, and one of its own."""
+    named = list[str]()
+    at = app
+    for token in tokens[:2]:
+        if token.startswith("-") or token not in at:
+            break
+        named.append(token)
+        at = at[token]
+    return named
 
 
 def _tell(console: Console, sentence: str, next: str) -> None:

@@ -2,7 +2,7 @@
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, field, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,30 +21,34 @@ _GROUP = Group("Settings", help="Also in fleetfold.toml, and as FLEETFOLD_… in
 PREFIX = "FLEETFOLD_"
 
 
-def _flag(name: str) -> tuple[str, Any, Any]:
+def _flag(name: str, shown: bool = True) -> tuple[str, Any, Any]:
     text = f"{meaning(name)} [default: {show(name, default(name))}]"
-    parameter = Parameter(help=text, group=_GROUP, show_default=False, negative="")
+    parameter = Parameter(help=text, group=_GROUP, show_default=False, negative="", show=shown)
     return name, Annotated[str | None, parameter], field(default=None)
 
 
-Flags: Any = Parameter(name="*")(
-    make_dataclass(
-        "Flags",
-        [_flag(name) for name in NAMES if name != "app"],
-        kw_only=True,
-        namespace={"__module__": __name__},
-    )
-)
-"""A flag for every setting, as text; None where it was not given."""
+def flags_of(names: Iterable[str], called: str, *, shown: bool = True) -> Any:
+    """A class of flags for these settings, as text; None where one was not given. `shown`: in the help."""
+    fields = [_flag(name, shown) for name in names]
+    made = make_dataclass(called, fields, kw_only=True, namespace={"__module__": __name__})
+    return Parameter(name="*")(made)
 
 
-def settings_of(app: App, flags: Any, like: Run | None = None) -> tuple[Settings, dict[str, str]]:
-    """What a run of `app` is told, and where each value came from: of one `like` another, from that one, but
-    for flags. Raises BadConfig."""
+Flags: Any = flags_of([name for name in NAMES if name != "app"], "Flags")
+"""A flag for every setting."""
+
+
+def settings_of(
+    app: App, flags: Any, below: Mapping[str, Mapping[str, Any]] | None = None, like: Run | None = None
+) -> tuple[Settings, dict[str, str]]:
+    """What a run of `app` is told, and where each value came from; `below`: what counts less than the file.
+    Of one `like` another: from that one, but for flags. Raises BadConfig."""
     given = {name: value for name, value in asdict(flags).items() if value is not None}
     file = app.folder / "fleetfold.toml"
-    layers = {shown(file): _file(file), "environment": _environment()}
-    if like is not None:
+    layers: dict[str, Mapping[str, Any]]
+    if like is None:
+        layers = {**(below or {}), shown(file): _file(file), "environment": _environment()}
+    else:
         layers = {f"run {like.name}": {name: getattr(like.settings, name) for name in NAMES}}
     settings, places = resolve({**layers, "flag": given})
     # A run is resumed from any folder: the paths that it was told must not depend on this one.

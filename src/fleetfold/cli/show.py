@@ -16,8 +16,9 @@ from fleetfold.ledger import Ledger
 from fleetfold.messages import Kind, Presence
 from fleetfold.ports import fetch
 from fleetfold.round.fleet import Device
+from fleetfold.round.state import Round
 from fleetfold.settings import size
-from fleetfold.view import last, lines, rows
+from fleetfold.view import last, lines, rows, trained
 from fleetfold.wiring import local as wiring
 
 _JSON = Annotated[bool, Parameter(help="print JSON, one object a line", negative="")]
@@ -42,7 +43,7 @@ def runs(*, json: _JSON = False) -> None:
         loss, accuracy = last(ended, "loss"), last(ended, "accuracy")
         if json:
             print(msgspec.json.encode({"run": run, "loss": loss, "accuracy": accuracy}).decode())
-        done = sum(r.kind == "train" and r.phase in ("done", "failed") for r in ended)
+        done = trained(ended)
         table.add_row(
             run.name, run.state.value, f"{done} of {run.settings.rounds}", str(run.settings.devices),
             number(loss), number(accuracy), _clock(run.started_at), escape(run.reason),
@@ -102,9 +103,15 @@ def show(
         console.print("scored by " + "; ".join(meaning[s] for s in sorted(scored)), style="dim")
 
 
+def _exchange(ledger: Ledger, run: str, which: int, kind: Kind) -> tuple[Round, int] | None:
+    """The newest exchange of that kind of the app's own round, or the one of that number."""
+    turns = [r.number for r in ledger.rounds(run) if r.turn == which and r.label.startswith(kind)]
+    return ledger.round(run, turns[-1] if turns else which, "message")
+
+
 def _show_round(place: wiring.Place, which: int, kind: Kind, json: bool) -> None:
     ledger, objects = wiring.ledger(place), wiring.objects(place)
-    found = ledger.round(place.run, which, kind)
+    found = ledger.round(place.run, which, kind) or _exchange(ledger, place.run, which, kind)
     if found is None:
         raise BadConfig(f"run {place.run} has no round {which} to {kind}", next=f"fleetfold show {place.run}")
     round, _ = found

@@ -1,6 +1,6 @@
 """One step of a run: take in what came, tick the round, do what was decided, go on to the next.
 
-    reports ─▶ intake ─▶ decide ─▶ commit(expect=version) ─▶ act ─▶ (event) ─▶ decide …
+    reports ─▶ intake ─▶ engine: decide, commit, act ─▶ round over ─▶ the next one, an evaluation, the end
 
 Everything it knows lies in the ledger and the objects; what it keeps in memory are copies of what never
 changes. So it may die between any two lines, and the next one goes on from there.
@@ -8,13 +8,13 @@ changes. So it may die between any two lines, and the next one goes on from ther
 
 import os
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from functools import lru_cache, partial
 
 import msgspec
 from msgspec.structs import replace
 
 from fleetfold import layout
+from fleetfold.coordinator.engine import Engine
 from fleetfold.coordinator.folding import (
     HERE,
     OPENED,
@@ -26,7 +26,7 @@ from fleetfold.coordinator.folding import (
     summary,
 )
 from fleetfold.coordinator.hiding import ENTROPY, Overspent, hide, set_of, spending, stopped, take_up, whole
-from fleetfold.coordinator.intake import quarantine
+from fleetfold.coordinator.intake import Gate, quarantine, training
 from fleetfold.coordinator.inviting import Way, tasks, ways
 from fleetfold.coordinator.late import (
     Debts,
@@ -44,7 +44,7 @@ from fleetfold.coordinator.reception import Reception
 from fleetfold.coordinator.registry import Stopwatch, by_own_clock, teach
 from fleetfold.coordinator.sources import header_of
 from fleetfold.coordinator.spreading import ways_there
-from fleetfold.coordinator.turns import CROWD, Turn, no_turn
+from fleetfold.coordinator.turns import Turn, no_turn
 from fleetfold.errors import Unavailable
 from fleetfold.fold.gate import largest
 from fleetfold.fold.plan import Site
@@ -52,9 +52,8 @@ from fleetfold.fold.recipe import Unfit
 from fleetfold.ledger import Arrival, Ledger, place
 from fleetfold.messages import Metrics, Task
 from fleetfold.ports import Alarm, Control, Objects, fetch
-from fleetfold.round.decide import STOPPED, Decision, decide, opened
+from fleetfold.round.decide import STOPPED, opened
 from fleetfold.round.events import (
-    Arrived,
     Disqualified,
     Effect,
     Event,
@@ -65,7 +64,6 @@ from fleetfold.round.events import (
     Publish,
     Resumed,
     Stopped,
-    Ticked,
     WakeAt,
     Withheld,
 )
@@ -81,8 +79,6 @@ Elsewhere = Callable[[Round, Sequence[Arrival], Settings], None]
 may be asked for the same set again."""
 Ignored = Callable[[str], None]
 """Hears why a report is passed over, each time."""
-TRIES = 50
-"""Lost compare-and-sets in a row after which something is wrong with the store."""
 LOOK = 1.0
 """Seconds between two looks for devices, while too few are there."""
 REMEMBERED = 32
@@ -105,22 +101,15 @@ class Coordinator:
     ) -> None:  # fmt: skip
         self._name, self._ledger, self._objects, self._control = run, ledger, objects, control
         self._alarm, self._policies, self._clock = alarm, policies, clock
-        self._sole, self._test, self._stopwatch, self._entropy = sole, test, stopwatch, entropy
-        self._site, self._elsewhere, self._folder, self._turn = site, elsewhere, made, turn
+        self._test, self._stopwatch, self._entropy = test, stopwatch, entropy
+        self._site, self._elsewhere, self._folder = site, elsewhere, made
+        self._engine = Engine(ledger, clock, self._perform, policies.close, sole=sole, turn=turn)
         self._seats = lru_cache(maxsize=REMEMBERED)(self._load_cohort)
         self._header = lru_cache(maxsize=REMEMBERED)(lambda key: header_of(objects, key))
         self._reception = Reception(
-            lambda: self._run()[0],
-            ledger,
-            objects,
-            control,
-            self._seats,
-            self._header,
-            self._feed,
-            ignored,
-            clock,
-            OPENED if site.latency else 1,
-        )
+            lambda: self._run()[0], ledger, objects, control, self._seats, self._gate, self._engine.feed,
+            ignored, clock, OPENED if site.latency else 1,
+        )  # fmt: skip
 
     def step(self, *, opening: bool = True) -> float:
         """Everything that can be done now; `opening`: rounds are opened too. → when to look again at the
@@ -144,17 +133,12 @@ class Coordinator:
                     return self._clock() + LOOK
                 continue
             round, version = found
-            lease_over = round.leased_at + round.policy.lease
-            if round.outbox and not (self._sole or self._clock() >= lease_over):
-                return lease_over  # whoever decided this is at work on it
-            if round.outbox:
-                self._act(round, version)
-            elif round.phase in ENDED:
+            if round.phase in ENDED and not round.outbox:
                 self._go_on(round)
-            elif run.wish == "stop" and round.phase is Phase.OPEN:
-                self._feed(round, Stopped())
-            elif self._feed(round, Ticked()).phase is round.phase:
-                return lease_over if round.phase is Phase.FOLDING else round.deadline_at
+            elif run.wish == "stop" and round.phase is Phase.OPEN and not round.outbox:
+                self._engine.feed(round, Stopped())
+            elif (wake := self._engine.tend(round, version)) is not None:
+                return wake
 
     def fold(self) -> None:
         """What `elsewhere` was asked for: fold the run's round as it is now, and conclude it; if updates turn
@@ -163,7 +147,7 @@ class Coordinator:
         run, _ = self._run()
         found = self._ledger.round(run.name, run.round, run.kind)
         if found is not None and found[0].phase is Phase.FOLDING:
-            self._feed(found[0], self._fold(found[0]))
+            self._engine.feed(found[0], self._fold(found[0]))
 
     def resume(self) -> None:
         """After a standstill of everything: give the cohort its full time again, and then take in what
@@ -171,7 +155,7 @@ class Coordinator:
         run, _ = self._run()
         found = self._ledger.round(run.name, run.round, run.kind)
         if found is not None and run.state is RunState.RUNNING:
-            self._feed(found[0], Resumed())
+            self._engine.feed(found[0], Resumed())
             self._reception.sweep(found[0])
             for number in sorted({number for number, _ in found[0].owed}):
                 self._reception.sweep(known(self._ledger, run.name, number))
@@ -184,45 +168,10 @@ class Coordinator:
         if found is None or found[0].phase is not Phase.OPEN:
             return
         self._reception.sweep(found[0])
-        round, _ = self._round(found[0])
+        round, _ = self._engine.read(found[0])
         if round.phase is Phase.OPEN:
             answered = {name for seat, name in enumerate(self._seats(round.cohort)) if seat in _heard(round)}
             self._control.invite([task for task in self._tasks(round) if task.device not in answered])
-
-    # Deciding
-
-    def _feed(self, round: Round, event: Event) -> Round:
-        """Let `event` happen to the round as it is now, commit what was decided, and do it."""
-        many = isinstance(event, Arrived) and len(event.seats) >= CROWD
-        for lost in range(TRIES):
-            with self._turn(place(round)) if many or lost else nullcontext():
-                current, version = self._round(round)
-                decision = decide(current, event, self._clock(), self._policies.close)
-                if not decision.effects and replace(decision.round, reason=current.reason) == current:
-                    return current
-                committed = self._commit(current, decision, version)
-            if committed is not None:
-                return self._act(committed, version + 1) if committed.outbox else committed
-        raise Unavailable(f"lost {TRIES} compare-and-sets on {place(round)}")
-
-    def _commit(self, before: Round, decision: Decision, version: int) -> Round | None:
-        waiting = tuple(effect for effect in before.outbox if effect not in decision.effects)
-        after = replace(decision.round, outbox=waiting + decision.effects)
-        return after if self._ledger.save_round(after, version) else None
-
-    def _act(self, round: Round, version: int) -> Round:
-        """Do what the outbox says, in order. An effect leaves it in the commit that follows the deed."""
-        while round.outbox:
-            effect, *rest = round.outbox
-            event = self._perform(effect, round)
-            decision = Decision(round)
-            if event is not None:
-                decision = decide(round, event, self._clock(), self._policies.close)
-            after = replace(decision.round, outbox=(*rest, *decision.effects))
-            if not self._ledger.save_round(after, version):
-                return self._round(round)[0]  # somebody else has gone on from here
-            round, version = after, version + 1
-        return round
 
     # Acting
 
@@ -367,7 +316,7 @@ class Coordinator:
         decision = opened(round, round.opened_at)
         committed = replace(decision.round, outbox=decision.effects)
         if self._ledger.save_round(committed, expect=0):
-            self._act(committed, 1)
+            self._engine.act(committed, 1)
         return True
 
     def _wait(self, run: Run, why: str) -> None:
@@ -403,11 +352,9 @@ class Coordinator:
             raise Unavailable(f"there is no run {self._name}")
         return found
 
-    def _round(self, round: Round) -> tuple[Round, int]:
-        found = self._ledger.round(round.run, round.number, round.kind)
-        if found is None:
-            raise Unavailable(f"there is no {place(round)}")
-        return found
+    def _gate(self, round: Round) -> Gate:
+        model = self._header(layout.model(round.run, round.base)) if round.kind == "train" else None
+        return training(round, model, self._run()[0].settings)
 
     def _load_cohort(self, key: str) -> tuple[str, ...]:
         return tuple(msgspec.json.decode(fetch(self._objects, key), type=list[str]))

@@ -120,19 +120,19 @@ def fold_round(
             sources = [replace(s, factor=float(f)) for s, f in zip(sources, hidden.factors, strict=True)]
             recipe = replace(recipe, divisor=hidden.divisor, noise=hidden.noise)
             release = hidden.number
-        passes = partial(_passes, site, sources, model)
+        passed = partial(passes, site, sources, model)
         if settings.server != "none":
             state = layout.state(round.run, version, release)
             stepping = Stepping(objects, round.run, round.base, model, optimizer(settings), state)
-            after = stepping.advance(lambda step: passes(replace(recipe, after=step, floats_only=True)))
+            after = stepping.advance(lambda step: passed(replace(recipe, after=step, floats_only=True)))
             recipe = replace(recipe, after=after)
         examples = 0 if release else sum(arrival.examples for arrival in arrivals)
         about = ModelHeader(round.run, version, round.number, len(arrivals), examples, release)
         header = write_header(model.layout, msgspec.json.encode(about))
         digest = hashlib.sha256()
         key = layout.model(round.run, version, release)
-        with closing(passes(recipe)) as folded:
-            objects.put(key, _hashed(chain([header], folded), digest.update))
+        with closing(passed(recipe)) as folded:
+            objects.put(key, hashed(chain([header], folded), digest.update))
     return Made(key, digest.hexdigest(), release)
 
 
@@ -149,9 +149,10 @@ def release_of(model: Header) -> int:
     return msgspec.json.decode(model.metadata, type=ModelHeader).release
 
 
-def _passes(
+def passes(
     site: Site, sources: Sequence[Source], model: Header, recipe: Recipe
 ) -> Generator[memoryview, None, None]:
+    """The folded bytes of the whole model, shard by shard."""
     how = plan_fold(model, len(sources), model.size - model.begin, site)
     for shard in how.shards:
         yield from fold_shard(
@@ -216,9 +217,10 @@ def average(reported: Iterable[tuple[Metrics, int]]) -> Metrics:
     return {name: mean if math.isfinite(mean) else None for name, mean in means.items()}
 
 
-def _hashed(
+def hashed(
     parts: Iterator[bytes | memoryview], update: Callable[[bytes | memoryview], None]
 ) -> Iterator[bytes | memoryview]:
+    """The parts as they pass, each told to `update` too."""
     for part in parts:
         update(part)
         yield part

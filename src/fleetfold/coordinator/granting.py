@@ -9,6 +9,7 @@ import msgspec
 from msgspec.structs import replace
 
 from fleetfold import layout
+from fleetfold.coordinator import exchange
 from fleetfold.coordinator.sources import header_of
 from fleetfold.errors import shown
 from fleetfold.fold.gate import largest
@@ -31,8 +32,12 @@ def grant(ask: Ask, ledger: Ledger, objects: Objects, signer: Signer, lifetime: 
     run, round = known[0], found[0]
     if why := _unwanted(ask, run, round, ledger, objects):
         return refused(ask, why)
-    model = layout.model(run.name, round.base)
-    most = largest(header_of(objects, model) if ask.kind == "train" else None)
+    if round.batch:
+        asked = next(each for each in exchange.load(objects, round.batch).sent if each.device == ask.device)
+        model, most = asked.content, exchange.most(asked)
+    else:
+        model = layout.model(run.name, round.base)
+        most = largest(header_of(objects, model) if ask.kind == "train" else None)
     return addresses(ask, model, layout.update(place(round), ask.device), most, signer, lifetime)
 
 

@@ -7,7 +7,7 @@ The arrival record is written before the round is told, and the report is acknow
 death in between repeats the work and changes nothing.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from fleetfold import layout
 from fleetfold.coordinator.policy import mask_of
 from fleetfold.errors import BadUpdate, shown
-from fleetfold.fold.gate import Expected, admit, plausible
+from fleetfold.fold.gate import Admitted, Expected, admit, plausible
 from fleetfold.fold.tensors import Header
 from fleetfold.ledger import Arrival, Ledger, place
 from fleetfold.messages import Report, Timings
@@ -27,19 +27,34 @@ from fleetfold.ports import Objects, read_on
 from fleetfold.round.state import Phase, Round
 from fleetfold.settings import Settings
 
+Gate = Callable[[str, Callable[[int, int], bytes], int], Admitted]
+"""What is found of the update of a device, if it may count: (device, read, size), as of fold/gate.admit.
+Raises BadUpdate."""
+
+
+def training(round: Round, model: Header | None, settings: Settings) -> Gate:
+    """The gate of a round. `model`: the header of its base model, None to evaluate."""
+    carried = mask_of(model, settings) if model else ""
+
+    def gate(device: str, read: Callable[[int, int], bytes], size: int) -> Admitted:
+        expected = Expected(
+            run=round.run, round=round.number, kind=round.kind, device=device, model=model,
+            carried=carried, partial=settings.partial,
+        )  # fmt: skip
+        return admit(read, size, expected)
+
+    return gate
+
 
 class Intake:
-    """Judges what came for one round. `model`: the header of the round's base model, None to evaluate;
-    `at_once`: so many updates are looked at at a time."""
+    """Judges what came for one round. `at_once`: so many updates are looked at at a time."""
 
     def __init__(
-        self, ledger: Ledger, objects: Objects, round: Round, seats: dict[str, int], model: Header | None,
-        settings: Settings, at_once: int = 1,
+        self, ledger: Ledger, objects: Objects, round: Round, seats: dict[str, int], gate: Gate,
+        at_once: int = 1,
     ) -> None:  # fmt: skip
         self._ledger, self._objects, self._round = ledger, objects, round
-        self._seats, self._model, self._at_once = seats, model, at_once
-        self._carried = mask_of(model, settings) if model else ""
-        self._partial = settings.partial
+        self._seats, self._gate, self._at_once = seats, gate, at_once
 
     def judge(self, reports: Sequence[Report], now: float) -> dict[str, Arrival]:
         """What became of each device's part, by device; what was not known before is recorded. Reports of
@@ -71,13 +86,9 @@ class Intake:
         size = self._objects.size(known.key)
         if size is None:
             return self._refuse(known, f"there is no update at {known.key}")
-        expected = Expected(
-            run=self._round.run, round=self._round.number, kind=self._round.kind,
-            device=report.device, model=self._model, carried=self._carried, partial=self._partial,
-        )  # fmt: skip
         try:
             with closing(self._objects.open(known.key)) as reader:
-                found = admit(partial(read_on, reader), size, expected)
+                found = self._gate(report.device, partial(read_on, reader), size)
         except BadUpdate as error:
             return self._refuse(replace(known, size=size), error.sentence)
         except KeyError:  # gone since it was asked for its size

@@ -49,10 +49,7 @@ def next_round(
     names = choose(rule, free, invited - busy, draws, run.round)
     if not names and not debts.updates:
         raise BadConfig(f"run {run.name}: no device to invite to round {run.round}")
-    text = msgspec.json.encode(names)
-    where = layout.round(run.name, run.round, run.kind)
-    key = layout.cohort(where, hashlib.sha256(text).hexdigest()[:16])
-    objects.put(key, [text])
+    key = cohort_of(objects, layout.round(run.name, run.round, run.kind), names)
     # A rule may choose more than were asked for ("all") or fewer: the quorum follows who is at work.
     working = len(names) + busy
     policy = closing(run.settings, working if working > invited else min(cohort, working), working)
@@ -72,6 +69,29 @@ def wish(ledger: Ledger, name: str, what: Wish) -> Run:
         run = replace(found[0], wish=what if found[0].state is RunState.RUNNING else "")
         if run == found[0] or ledger.save_run(run, found[1]):
             return run
+
+
+def cohort_of(objects: Objects, where: str, names: Sequence[str]) -> str:
+    """Write down the cohort of the round with that key. → the cohort's own key, by its digest."""
+    text = msgspec.json.encode(names)
+    key = layout.cohort(where, hashlib.sha256(text).hexdigest()[:16])
+    objects.put(key, [text])
+    return key
+
+
+def open_messages(
+    name: str, app: str, settings: Settings, devices: Sequence[str], ledger: Ledger, now: float
+) -> Run:
+    """A run of an app that sends messages of its own: the registry, the run. Raises BadConfig if there is a
+    run of that name."""
+    ledger.enlist(devices)
+    run = Run(
+        name=name, app=app, settings=settings, started_at=now, opens_at=now, round=0, kind="message",
+        messages=True,
+    )  # fmt: skip
+    if not ledger.save_run(run, expect=0):
+        raise BadConfig(f"there is a run {name} already", next="fleetfold runs")
+    return run
 
 
 def extend(ledger: Ledger, name: str, rounds: int | None) -> None:

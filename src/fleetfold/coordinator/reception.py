@@ -10,10 +10,9 @@ from collections.abc import Callable, Sequence
 from msgspec.structs import replace
 
 from fleetfold import layout
-from fleetfold.coordinator.intake import Intake
+from fleetfold.coordinator.intake import Gate, Intake
 from fleetfold.coordinator.late import Names, claim
 from fleetfold.errors import shown
-from fleetfold.fold.tensors import Header
 from fleetfold.ledger import Arrival, Ledger, place
 from fleetfold.messages import Kind, Report
 from fleetfold.ports import Control, Objects
@@ -23,17 +22,17 @@ from fleetfold.round.state import Phase, Round
 
 
 class Reception:
-    """`run`: reads the run that it is for. `names`: the devices of a cohort by its key; `header`: that of a
-    model by its key; `feed`: lets an event happen to a round, and tells what the round is then; `ignored`
-    hears of each report that tells nothing new, and why."""
+    """`run`: reads the run that it is for. `names`: the devices of a cohort by its key; `gate`: what the
+    updates of a round have to be; `feed`: lets an event happen to a round, and tells what the round is then;
+    `ignored` hears of each report that tells nothing new, and why."""
 
     def __init__(
         self, run: Callable[[], Run], ledger: Ledger, objects: Objects, control: Control, names: Names,
-        header: Callable[[str], Header], feed: Callable[[Round, Event], Round],
+        gate: Callable[[Round], Gate], feed: Callable[[Round, Event], Round],
         ignored: Callable[[str], None], clock: Callable[[], float], at_once: int = 1,
     ) -> None:  # fmt: skip
         self._run, self._ledger, self._objects, self._control = run, ledger, objects, control
-        self._names, self._header, self._feed = names, header, feed
+        self._names, self._gate, self._feed = names, gate, feed
         self._ignored, self._clock, self._at_once = ignored, clock, at_once
 
     def take_in(self) -> None:
@@ -82,9 +81,7 @@ class Reception:
             return
         round, _ = found
         seats = {name: seat for seat, name in enumerate(self._names(round.cohort))}
-        model = self._header(layout.model(run, round.base)) if kind == "train" else None
-        settings = self._run().settings
-        intake = Intake(self._ledger, self._objects, round, seats, model, settings, self._at_once)
+        intake = Intake(self._ledger, self._objects, round, seats, self._gate(round), self._at_once)
         # Not of what was fresh alone: a report that is repeated after a death between the record and the
         # round is how the round hears of it.
         arrivals = intake.judge(reports, self._clock()).values()

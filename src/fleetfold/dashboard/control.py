@@ -35,6 +35,8 @@ def ask(place: Place, what: Wish) -> str:
     run = known(place)
     if run.state is not RunState.RUNNING:
         raise BadConfig(f"run {run.name} is {run.state}: there is nothing to {what}")
+    if run.messages:
+        raise BadConfig(f"run {run.name} is of a Flower app, which is stopped where its server runs: Ctrl-C")
     where = wiring.where(place)
     if where == "here" and not is_held(place.folder):
         raise BadConfig(
@@ -96,6 +98,10 @@ class Control:
         run = known(place)
         if take_back(place):
             return f"run {run.name} goes on as if nothing had been asked"
+        if run.messages:
+            raise BadConfig(
+                f"run {run.name} is of a Flower app", next=f"fleetfold flower run --resume {run.name}"
+            )
         if run.state is RunState.DONE and run.round >= run.settings.rounds:
             raise BadConfig(
                 f"run {run.name} is done", next=f"fleetfold run --resume {run.name} --rounds {run.round + 10}"
@@ -123,6 +129,8 @@ class Control:
     def start(self, like: Place, rounds: int | None) -> str:
         """A new run of the same app with the same settings, where that one is."""
         run = known(like)
+        if run.messages:
+            raise BadConfig(f"run {run.name} is of a Flower app", next="fleetfold flower run APP")
         more = ["--rounds", str(rounds)] if rounds else []
         match wiring.where(like):
             case "here":

@@ -15,7 +15,6 @@ from typing import Any
 
 import msgspec
 
-from fleetfold import layout
 from fleetfold.aws.pricing import priced
 from fleetfold.dashboard import words
 from fleetfold.dashboard.feed import Feed, Page
@@ -28,7 +27,7 @@ from fleetfold.ports import fetch
 from fleetfold.round.fleet import Device
 from fleetfold.round.run import Run, RunState
 from fleetfold.round.state import ENDED, Phase, Round
-from fleetfold.view import row_of, spread
+from fleetfold.view import row_of, sent, spread
 from fleetfold.wiring import local as wiring
 from fleetfold.wiring.local import Place
 
@@ -258,8 +257,8 @@ class Watch:
                 self._tell_refused(round, device, None, round.ended_at, "it was not invited to this round")
 
     def _tell_row(self, round: Round, arrivals: dict[str, Arrival]) -> None:
-        if round.base not in self._sizes:
-            self._sizes[round.base] = self.objects.size(layout.model(round.run, round.base)) or 0
+        if round.batch or round.base not in self._sizes:
+            self._sizes[round.base] = sent(self.objects, round)
         row = row_of(round, arrivals, self._sizes[round.base], self._clock(), self._priced)
         spreads = words.Spreads(spread(arrivals.values(), "loss"), spread(arrivals.values(), "accuracy"))
         self.feed.put("rounds", (round.number, round.kind), words.round_row(row, round, spreads))

@@ -151,7 +151,7 @@ class Telling:
     def fetch(self, task: Task) -> bytes | memoryview:
         self._desk.say(Step("fetching", total=task.size))
         model = self._transfer.fetch(task)
-        self._desk.say(Step("training" if task.kind == "train" else "evaluating"))
+        self._desk.say(_work(task))
         return model
 
     def deliver(self, task: Task, update: bytes) -> None:
@@ -231,7 +231,7 @@ class Bench:
             self._journal.settle(task, report)
             self._desk.report(report)
             return
-        self._desk.say(Step("training" if task.kind == "train" else "evaluating"))
+        self._desk.say(_work(task))
         agent.handle(task)
 
     def command(self, command: Command) -> Answer:
@@ -293,6 +293,12 @@ class Bench:
     def _no_memory(self) -> str:
         limit = self._orders.terms.memory
         return f"not enough memory: the limit is {size(limit)}" if limit else "not enough memory"
+
+
+def _work(task: Task) -> Step:
+    """What a person calls it."""
+    what = task.message.type if task.message else task.kind
+    return Step("evaluating" if what.startswith("evaluate") else "training")
 
 
 def refused(task: Task, reason: str) -> Report:

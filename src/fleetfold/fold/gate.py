@@ -14,12 +14,14 @@ from msgspec import Struct
 from fleetfold.errors import BadUpdate
 from fleetfold.fold.tensors import METADATA_LIMIT, PREFIX, Header, elements_of, header_length, parse_header
 from fleetfold.fold.wire import OWN_TENSORS, Layout, Wire, carried
-from fleetfold.messages import PROTOCOL, Form, Kind, Timings, UpdateHeader
+from fleetfold.messages import PROTOCOL, Envelope, Form, Kind, Timings, UpdateHeader
 
 METRICS_LIMIT = 64
 """Metrics that an update may report, and characters in the name of one."""
 OWN = 1 << 12
 """Bytes that a codec's own tensors may take in a model of few values; they are small beside many."""
+ANSWER_HEADER, ANSWER_TENSORS = 4 << 20, 10_000
+"""Bytes of header, and tensors, that an answer to a message may have whatever was sent."""
 EXAMPLES_LIMIT = 1 << 40
 """More examples than any device has: above it, a weight is an attack."""
 SECONDS_LIMIT = 1e9
@@ -36,6 +38,18 @@ class Expected(Struct, frozen=True, kw_only=True):
     model: Header | None  # None: no tensors, an evaluation
     carried: str = ""  # tensors that the run's updates carry: a mask (messages.Form)
     partial: bool = False  # whether fewer will do
+
+
+class ExpectedAnswer(Struct, frozen=True, kw_only=True):
+    """What is expected at the key of an answer to an app's own message."""
+
+    run: str
+    round: int
+    device: str
+    message: Envelope  # that it answers, and which app it is of
+    most: int  # bytes that it may have
+    alike: Header | None = None  # its tensors have these names and shapes; None: any
+    weight: str = ""  # a metric that has to be there, finite and not below 0
 
 
 class Admitted(Struct, frozen=True):
@@ -80,6 +94,56 @@ def admit(read: Callable[[int, int], bytes], size: int, expected: Expected) -> A
         raise BadUpdate("took a time that is none")
     _small(update)
     return Admitted(update, begin)
+
+
+def admit_answer(read: Callable[[int, int], bytes], size: int, expected: ExpectedAnswer) -> Admitted:
+    """The header of an answer to a message, if it may be handed to the app. Raises BadUpdate with the reason;
+    `read` as of `admit`."""
+    if size > expected.most:
+        raise BadUpdate(f"too long: {size} bytes, at most {expected.most} are read of an answer")
+    alike = expected.alike.tensors if expected.alike else ()
+    header_most = sum(len(t.name) + 200 for t in alike) * 4 + ANSWER_HEADER
+    begin = header_length(read(0, min(size, PREFIX)), size, header_most)
+    header = parse_header(read(0, begin), size, max(ANSWER_TENSORS, 2 * len(alike)))
+    try:
+        update = _HEADER.decode(header.metadata)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise BadUpdate(f"header names no answer: {str(error)[:200]}") from None
+    asked, answer = expected.message, update.message
+    _same_identity(
+        update,
+        Expected(run=expected.run, round=expected.round, kind="message", device=expected.device, model=None),
+    )
+    if answer is None or answer.reply_to != asked.id:
+        raise BadUpdate(f"answers {answer.reply_to[:80] if answer else ''!r}, it was asked {asked.id!r}")
+    if answer.app != asked.app:
+        raise BadUpdate(f"comes from another version of the app: {answer.app[:12]}, not {asked.app[:12]}")
+    if expected.alike is not None and answer.error is None:
+        _same_shapes(header, expected.alike)
+    weight = update.metrics.get(expected.weight, 1) if expected.weight else 1
+    if expected.weight and answer.error is None and expected.weight not in update.metrics:
+        raise BadUpdate(f"reports no {expected.weight[:80]!r}")
+    if weight is None or not weight >= 0:
+        raise BadUpdate(f"reports a {expected.weight[:80]!r} that is no weight")
+    if not 0 < update.examples <= EXAMPLES_LIMIT:
+        raise BadUpdate(f"{update.examples} examples")
+    if not plausible(update.took):
+        raise BadUpdate("took a time that is none")
+    _small(update)
+    return Admitted(update, begin)
+
+
+def _same_shapes(header: Header, alike: Header) -> None:
+    """The tensors of what was sent, whatever their order and, of floats, their width."""
+    theirs, ours = ({t.name: (t.dtype, t.shape) for t in h.tensors} for h in (header, alike))
+    for name in sorted(ours.keys() - theirs.keys()):
+        raise BadUpdate(f"tensor {name[:80]!r} is missing")
+    for name in sorted(theirs.keys() - ours.keys()):
+        raise BadUpdate(f"tensor {name[:80]!r} is not in what was sent")
+    for name, (_, shape) in theirs.items():
+        if shape != ours[name][1]:
+            sent = list(ours[name][1])[:8]
+            raise BadUpdate(f"tensor {name[:80]!r} has the shape {list(shape)[:8]}, in what was sent {sent}")
 
 
 def largest(model: Header | None) -> int:

@@ -9,6 +9,7 @@ own reader reads what is written here. A file from a device is hostile until `pa
 import re
 import sys
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Annotated, Any
 
 import msgspec
@@ -96,7 +97,12 @@ def layout_of(tensors: Tensors) -> dict[str, tuple[str, tuple[int, ...]]]:
 
 def code_of(array: NDArray[Any]) -> str | None:
     """The format's name for the array's dtype, None if it has none; ml_dtypes' bfloat16 is known by name."""
-    return "BF16" if array.dtype.name == "bfloat16" else _CODES.get(array.dtype.newbyteorder("<"))
+    return _code(array.dtype)
+
+
+@lru_cache(1 << 10)
+def _code(dtype: np.dtype[Any]) -> str | None:
+    return "BF16" if dtype.name == "bfloat16" else _CODES.get(dtype.newbyteorder("<"))
 
 
 def write(tensors: Tensors, metadata: bytes = b"{}") -> bytes:

@@ -13,15 +13,23 @@ from typing import IO
 from fleetfold import layout
 from fleetfold.adapters.mqtt_bus import MqttBus
 from fleetfold.agent.app import find_app, import_paths
+from fleetfold.coordinator import Coordinator
+from fleetfold.coordinator.messenger import Messenger
 from fleetfold.errors import BadConfig
 from fleetfold.hub.scorer import Scorer
-from fleetfold.messages import Kind, Report
+from fleetfold.messages import Report
 from fleetfold.ports import Control, Letter, Objects
+from fleetfold.round.run import RunState
+from fleetfold.tell.teller import Says, Teller
 from fleetfold.wiring import hub as wiring
 from fleetfold.wiring.local import Place
 
 SILENT = 2.0
 """Seconds after which an update that lies there counts as reported."""
+
+
+SOON = 0.05
+"""Seconds between two looks at a run whose app may have sent something."""
 
 
 class Stored:
@@ -58,9 +66,12 @@ class Stored:
 
 def _reported(run: str, key: str) -> Report:
     where = layout.round_of(key)
-    kind: Kind = "evaluate" if where.endswith("-evaluate") else "train"
     return Report(
-        run=run, round=layout.number_of(key), kind=kind, device=layout.device_of(key), state="delivered"
+        run=run,
+        round=layout.number_of(key),
+        kind=layout.kind_of(where),
+        device=layout.device_of(key),
+        state="delivered",
     )
 
 
@@ -84,34 +95,50 @@ class Hearing:
 class Driver:
     """Raises BadConfig where the run or its app cannot be found. `repeat`: the bus has lost its memory."""
 
-    def __init__(self, place: Place, bus: MqttBus, objects: Objects, stored: Stored, *, away: bool) -> None:
+    def __init__(
+        self, place: Place, bus: MqttBus, objects: Objects, stored: Stored, say: Says, *, away: bool
+    ) -> None:
         found = wiring.ledger(place).run(place.run)
         if found is None:
             raise BadConfig(f"run {place.run} was never opened", next="fleetfold run APP --hub")
         self.run, self.repeat = place.run, False
-        app = find_app(found[0].app)
-        import_paths(app)
+        self._place = place
         self._log: IO[bytes] = (place.folder / "scorer.log").open("ab")
-        self._scorer = Scorer(app.place, self._log)
         self._control = Hearing(place.run, bus, stored, objects)
-        self._coordinator = wiring.coordinator(
-            place, found[0].settings, objects, self._control, time.time, self._scorer.score, bus.ignored,
-            away=away,
-        )  # fmt: skip
+        self._scorer: Scorer | None = None
+        self._driven: Coordinator | Messenger
+        if found[0].messages:
+            self._driven = wiring.messenger(
+                place, found[0].settings, objects, self._control, time.time, bus.ignored, away=away
+            )
+        else:
+            app = find_app(found[0].app)
+            import_paths(app)
+            self._scorer = Scorer(app.place, self._log)
+            self._driven = wiring.coordinator(
+                place, found[0].settings, objects, self._control, time.time, self._scorer.score, bus.ignored,
+                away=away,
+            )  # fmt: skip
         self._ledger = wiring.ledger(place)
-        self._resumed, self._wake = False, 0.0
+        self._resumed, self._wake, self._messages = False, 0.0, found[0].messages
+        self._teller = Teller(place.folder, wiring.ledger(place), objects, place.run, say)
 
     def step(self) -> float:
         """→ when to look again at the latest, in seconds since the epoch; infinity when the run has ended."""
         if not self._resumed:
-            self._coordinator.resume()
+            self._driven.resume()
             self._resumed = True
         elif self.repeat:
-            self._coordinator.repeat()
+            self._driven.repeat()
         elif time.time() < self._wake and not self._control.letters() and not self._wished():
             return self._wake
         self.repeat = False
-        self._wake = self._coordinator.step()
+        self._wake = self._driven.step()
+        if self._messages:  # its app may open another exchange at any time
+            found = wiring.ledger(self._place).run(self.run)
+            over = found is None or found[0].state is not RunState.RUNNING
+            self._wake = float("inf") if over else min(self._wake, time.time() + SOON)
+        self._teller.look()
         return self._wake
 
     def _wished(self) -> bool:
@@ -120,5 +147,7 @@ class Driver:
         return found is not None and found[0].wish != ""
 
     def close(self) -> None:
-        self._scorer.close()
+        self._teller.close()
+        if self._scorer:
+            self._scorer.close()
         self._log.close()

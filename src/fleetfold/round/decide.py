@@ -5,12 +5,13 @@ reason, never an error, and replaying any event is harmless. Every decision says
 The table TRANSITIONS is data: `diagram()` draws the picture in docs/design.md from it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from fleetfold.messages import Kind
 from fleetfold.round.events import (
     Arrived,
     Disqualified,
@@ -142,11 +143,13 @@ def _renew(round: Round, event: Ticked, now: float, close: Close | None) -> Deci
     return _send_folder(round, now, round.closed_because)  # the folder went silent: send another
 
 
+_VERBS: Mapping[Kind, str] = {"train": "folded", "evaluate": "evaluated from", "message": "answered with"}
+
+
 def _publish(round: Round, event: Folded, now: float, close: Close | None) -> Decision:
     if (event.seats, event.credits) != (round.arrived, round.credits):
         return Decision(round, reason="ignored: that fold was of another set of updates")
-    verb = "folded" if round.kind == "train" else "evaluated from"
-    why = f"{verb} {_tally(round)}: {round.closed_because}"
+    why = f"{_VERBS[round.kind]} {_tally(round)}: {round.closed_because}"
     done = replace(
         round, phase=Phase.DONE, ended_at=now, reason=why,
         model=event.model, digest=event.digest, metrics=event.metrics, release=event.release,

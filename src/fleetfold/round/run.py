@@ -48,6 +48,7 @@ class Run(Struct, frozen=True, kw_only=True):
     version: int = 0  # of the newest model
     digest: str = ""  # sha256 of it
     failed: int = 0  # rounds in a row
+    messages: bool = False  # its rounds are opened by an app of another framework, which sends messages
     ended_at: float = 0.0
     reason: str = ""
     wish: Wish = ""  # what has not been obeyed yet

@@ -40,6 +40,10 @@ class Round(Struct, frozen=True, kw_only=True):
     kind: Kind = "train"
     base: int  # version of the model that the cohort was given
     cohort: str  # key of the object that names the devices, in the order of their seats
+    batch: str = ""  # of messages: key of the object that says what is sent to whom
+    label: str = ""  # what the app calls it, for people: "train"
+    turn: int = 0  # the app's own number of the round that it belongs to; 0: it has none
+    sent: int = 0  # bytes that each device is sent, on average
     invited: int  # seats in it
     policy: Policy
     opened_at: float

@@ -40,9 +40,16 @@ def reported(row: Row) -> dict[str, float]:
 
 
 def series(row: Row) -> dict[str, float]:
-    """All numbers of a round, by the names of their curves: those of an evaluation have their own."""
-    prefix = "" if row.kind == "train" else f"{row.kind}/"
+    """All numbers of a round, by the names of their curves: those of an evaluation have their own, and of
+    messages those of each label."""
+    what = row.kind if row.kind != "message" else plain(row.label or "train")
+    prefix = "" if what == "train" else f"{what}/"
     return {f"{prefix}{name}": value for name, value in (numbers.of(row) | reported(row)).items()}
+
+
+def step(row: Row) -> int:
+    """Where on a curve it stands: the round's number, or the app's own."""
+    return row.turn or row.round
 
 
 def ended(rows: Iterable[Row]) -> list[Row]:
@@ -54,7 +61,7 @@ def json_lines(run: str, rows: Iterable[Row]) -> bytes:
     return b"".join(line(run, row) for row in ended(rows))
 
 
-ABOUT = ("run", "round", "kind", "phase", "opened_at", "ended_at")
+ABOUT = ("run", "round", "kind", "label", "turn", "phase", "opened_at", "ended_at")
 
 
 def to_csv(run: str, rows: Iterable[Row]) -> str:
@@ -68,7 +75,7 @@ def to_csv(run: str, rows: Iterable[Row]) -> str:
     writer.writerow([*ABOUT, *own, *theirs, "reason"])
     for row in told:
         values = numbers.of(row) | reported(row)
-        about = (run, row.round, row.kind, row.phase, row.opened_at, row.ended_at)
+        about = (run, row.round, row.kind, row.label, row.turn, row.phase, row.opened_at, row.ended_at)
         cells = (values.get(name, "") for name in (*own, *theirs))
         writer.writerow([*map(_cell, about), *cells, _cell(row.reason)])
     return out.getvalue()
@@ -103,7 +110,7 @@ def _events(rows: Iterable[Row]) -> Iterator[bytes]:
         values = b"".join(
             _bytes(1, _bytes(1, name.encode()) + _float(2, value)) for name, value in series(row).items()
         )
-        yield _double(1, row.ended_at) + _varint(2 << 3) + _varint(row.round) + _bytes(5, values)
+        yield _double(1, row.ended_at) + _varint(2 << 3) + _varint(step(row)) + _bytes(5, values)
 
 
 def _record(data: bytes) -> bytes:

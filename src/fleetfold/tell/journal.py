@@ -7,16 +7,15 @@ cuts that off and goes on, so that no round is lost or told twice.
 """
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from fleetfold.ledger import Ledger
-from fleetfold.ports import Objects
 from fleetfold.round.state import ENDED
 from fleetfold.tell import numbers
-from fleetfold.view import Following, Row
+from fleetfold.view import Row
 
 NAME = "metrics.jsonl"
 
@@ -27,6 +26,8 @@ def entry(run: str, row: Row) -> dict[str, Any]:
         "run": run, "round": row.round, "kind": row.kind, "phase": row.phase, "reason": row.reason,
         "opened_at": row.opened_at, "ended_at": row.ended_at,
     }  # fmt: skip
+    if row.kind == "message":
+        about |= {"label": row.label, "turn": row.turn}
     return {**about, **numbers.of(row), "metrics": row.metrics}
 
 
@@ -37,22 +38,25 @@ def line(run: str, row: Row) -> bytes:
 class Journal:
     """Of one run, in its folder; one process at a time keeps it."""
 
-    def __init__(self, folder: Path, ledger: Ledger, objects: Objects, run: str) -> None:
+    def __init__(self, folder: Path, run: str) -> None:
         self._path, self._run = folder / NAME, run
-        self._following = Following(ledger, objects, run)
         self._told: set[tuple[int, str]] | None = None
 
-    def keep(self, now: float) -> None:
-        """Have a line for every round that has ended. A disk that is full is tried again with the next."""
+    def add(self, rows: Iterable[Row]) -> list[Row]:
+        """Have a line for every round that has ended. → those that had none. A disk that is full is tried
+        again with the next."""
+        fresh = list[Row]()
         try:
             if self._told is None:
                 self._told = _mended(self._path)
-            for row in self._following.look(now):
+            for row in rows:
                 if row.phase in ENDED and (row.round, row.kind) not in self._told:
                     _append(self._path, line(self._run, row))
                     self._told.add((row.round, row.kind))
+                    fresh.append(row)
         except OSError:
             self._told = None  # half a line may be there
+        return fresh
 
 
 class _Told(msgspec.Struct):

@@ -9,7 +9,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from fleetfold.view import Row
+from fleetfold.view import Row, named
 
 Unit = Literal["", "count", "seconds", "bytes", "USD"]
 
@@ -30,7 +30,7 @@ REPORTERS = ("devices", "trained")
 
 def _reported(name: str) -> Callable[[Row], float | None]:
     def found(row: Row) -> float | None:
-        told = (row.metrics.get(by, {}).get(name) for by in REPORTERS)
+        told = (named(row.metrics.get(by, {}), name) for by in REPORTERS)
         return next((value for value in told if value is not None), None)
 
     return found

@@ -59,7 +59,7 @@ def _steps(round: Round, arrival: Arrival, took: float) -> Iterable[Step]:
     whole = sum(seconds for _, seconds in steps)
     scale = min(1.0, took / whole) if whole > 0 else 1.0
     at = arrival.at - whole * scale
-    if steps and at > round.asked_at:
+    if at > round.asked_at:
         yield Step("wait", round.asked_at, at)
     for name, seconds in steps:
         yield Step(name, at, at + seconds * scale)

@@ -12,7 +12,7 @@ from typing import Any
 from fleetfold.errors import BadConfig, Unavailable
 from fleetfold.round.run import Run, RunState
 from fleetfold.settings import NAMES, show
-from fleetfold.tell.exports import ended, series
+from fleetfold.tell.exports import ended, series, step
 from fleetfold.view import Row
 
 STORE = "sqlite:///mlflow.db"
@@ -47,10 +47,10 @@ def _tell(client: Any, run: Run, rows: Sequence[Row]) -> None:
     data = client.get_run(id).data
     known = {name: {each.step for each in client.get_metric_history(id, name)} for name in data.metrics}
     fresh = [
-        Metric(name, value, int(row.ended_at * 1000), row.round)
+        Metric(name, value, int(row.ended_at * 1000), step(row))
         for row in rows
         for name, value in series(row).items()
-        if row.round not in known.get(name, ())
+        if step(row) not in known.get(name, ())
     ]
     for first in range(0, len(fresh), AT_ONCE):
         client.log_batch(id, metrics=fresh[first : first + AT_ONCE])

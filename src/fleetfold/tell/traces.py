@@ -88,9 +88,14 @@ def _spans(round: Round, arrivals: Mapping[str, Arrival]) -> Iterator[Span]:
 _PARTS = ("opentelemetry.sdk", "opentelemetry.exporter")
 
 
+def there() -> bool:
+    """Whether OpenTelemetry is installed; it is imported only where it is used."""
+    return find_spec("opentelemetry") is not None and all(map(find_spec, _PARTS))
+
+
 def installed() -> None:
-    """Raises BadConfig without OpenTelemetry, which is imported only where it is used."""
-    if find_spec("opentelemetry") is None or not all(map(find_spec, _PARTS)):
+    """Raises BadConfig where it is not."""
+    if not there():
         raise BadConfig("traces need OpenTelemetry", next="pip install 'fleetfold[otel]'")
 
 

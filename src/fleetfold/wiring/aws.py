@@ -16,7 +16,11 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from fleetfold.adapters.memory import NoAlarm
 from fleetfold.adapters.poll_bus import Divided, PollBus
+from fleetfold.coordinator.folding import AWAY
+from fleetfold.coordinator.messenger import Messenger
+from fleetfold.coordinator.policy import policies
 from fleetfold.coordinator.turns import Turn, Turns, no_turn
 from fleetfold.errors import BadConfig
 from fleetfold.fold.plan import LAMBDA, Site
@@ -24,6 +28,7 @@ from fleetfold.layout import FLEET
 from fleetfold.ledger import Ledger
 from fleetfold.messages import Command, Grant
 from fleetfold.ports import Alarm, Control, Letter, Objects, Records, Signer, Uploads
+from fleetfold.settings import Settings
 from fleetfold.view import Row
 from fleetfold.wiring.faults import faulty
 
@@ -146,6 +151,15 @@ def bus(
     elsewhere = {"AWS_ENDPOINT_URL_IOT_DATA_PLANE", "AWS_ENDPOINT_URL"} & os.environ.keys()
     endpoint = {"endpoint_url": f"https://{host}"} if host and not elsewhere else {}
     return IotBus(_client("iot-data", **endpoint, **_in(region)), fleet, signer, time.time, letters)
+
+
+def messenger(run: str, settings: Settings, store: Store, ledger: Ledger, control: Control) -> Messenger:
+    """The exchanges of a run on the stack, by the process of its app, which is elsewhere: functions take in
+    what devices say."""
+    return Messenger(
+        run, ledger, store.objects, control, NoAlarm(), policies(settings), time.time,
+        site=replace(AWAY, name="the stack's bucket"),
+    )  # fmt: skip
 
 
 def _in(region: str) -> dict[str, str]:

@@ -18,6 +18,7 @@ from fleetfold.adapters.parted import Parted
 from fleetfold.coordinator import Coordinator
 from fleetfold.coordinator.coordinator import Ignored, Test
 from fleetfold.coordinator.folding import AWAY, HERE
+from fleetfold.coordinator.messenger import Messenger
 from fleetfold.coordinator.policy import policies
 from fleetfold.ledger import Ledger
 from fleetfold.ports import Control, Objects, Signer
@@ -85,4 +86,15 @@ def coordinator(
     return Coordinator(
         place.run, ledger(place), objects, faulty("coordinator", control), NoAlarm(), policies(settings),
         clock, sole=True, test=test, site=AWAY if away else HERE, ignored=ignored,
+    )  # fmt: skip
+
+
+def messenger(
+    place: Place, settings: Settings, objects: Objects, control: Control, clock: Callable[[], float],
+    ignored: Ignored, *, away: bool,
+) -> Messenger:  # fmt: skip
+    """Of a run that an app's own process drives: this hub has its bus."""
+    return Messenger(
+        place.run, ledger(place), objects, faulty("coordinator", control), NoAlarm(), policies(settings),
+        clock, merges=False, sole=True, site=AWAY if away else HERE, ignored=ignored,
     )  # fmt: skip

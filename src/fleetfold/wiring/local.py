@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from fleetfold import layout
+from fleetfold.adapters.counted import Counted, Wrote, unwatched
 from fleetfold.adapters.memory import MemoryBus, MemoryObjects, MemoryRecords, NoAlarm
 from fleetfold.adapters.objects import FileObjects
 from fleetfold.adapters.parted import Parted
@@ -27,8 +28,9 @@ from fleetfold.agent.loop import Agent, Models
 from fleetfold.agent.trainer import Device, Trainer
 from fleetfold.coordinator import Coordinator
 from fleetfold.coordinator.coordinator import Test
+from fleetfold.coordinator.messenger import Messenger
 from fleetfold.coordinator.policy import policies
-from fleetfold.coordinator.registry import by_devices_clock
+from fleetfold.coordinator.registry import by_devices_clock, by_own_clock
 from fleetfold.errors import BadConfig
 from fleetfold.ledger import Ledger
 from fleetfold.ports import Control, Link, Objects, Records, Transfer
@@ -92,9 +94,12 @@ def is_hubs(place: Place) -> bool:
 
 def ledger(place: Place, *, durable: bool = False) -> Ledger:
     """Of a run, wherever it is: of the hub's runs the fleet is the hub's, of those on AWS the stack's."""
-    return Ledger(
-        faulty("coordinator", _RECORDS[where(place)](place, durable)), alone=where(place) != "cloud"
-    )
+    return Ledger(records(place, durable=durable), alone=where(place) != "cloud")
+
+
+def records(place: Place, *, durable: bool = False) -> Records:
+    """Of a run, wherever it is, as they lie."""
+    return faulty("coordinator", _RECORDS[where(place)](place, durable))
 
 
 def objects(place: Place, *, durable: bool = False) -> Objects:
@@ -193,13 +198,29 @@ def control(place: Place, *, durable: bool = False) -> Control:
 
 
 def coordinator(
-    place: Place, settings: Settings, control: Control, clock: Callable[[], float], test: Test | None
-) -> Coordinator:
-    """The coordinator of a run on this machine, which must hold the run's lock."""
+    place: Place, settings: Settings, control: Control, clock: Callable[[], float], test: Test | None,
+    wrote: Wrote = unwatched,
+) -> Coordinator:  # fmt: skip
+    """The coordinator of a run on this machine, which must hold the run's lock. `wrote` hears how far models
+    are."""
     durable = is_durable(settings)
+    kept = Counted(objects(place, durable=durable), wrote)
     return Coordinator(
-        place.run, ledger(place, durable=durable), objects(place, durable=durable), control, NoAlarm(),
+        place.run, ledger(place, durable=durable), kept, control, NoAlarm(),
         policies(settings), clock, sole=True, test=test, stopwatch=by_devices_clock,
+    )  # fmt: skip
+
+
+def messenger(
+    place: Place, settings: Settings, control: Control | None, clock: Callable[[], float]
+) -> Messenger:
+    """The exchanges of a run on this machine, by the process of its app; `control` None: another one has the
+    bus. That which has it holds the run's lock."""
+    durable = is_durable(settings)
+    return Messenger(
+        place.run, ledger(place, durable=durable), objects(place, durable=durable), control, NoAlarm(),
+        policies(settings), clock, sole=True,
+        stopwatch=by_devices_clock if where(place) == "here" else by_own_clock,
     )  # fmt: skip
 
 
@@ -244,6 +265,15 @@ class InMemory:
         return Coordinator(
             run, self.ledger, self.objects, self.bus, NoAlarm(), policies(settings), clock,
             sole=True, test=test,
+        )  # fmt: skip
+
+    def messenger(
+        self, run: str, settings: Settings, clock: Callable[[], float], *, control: bool = True,
+        merges: bool = True,
+    ) -> Messenger:  # fmt: skip
+        return Messenger(
+            run, self.ledger, self.objects, self.bus if control else None, NoAlarm(), policies(settings),
+            clock, sole=True, merges=merges,
         )  # fmt: skip
 
     def transfer(self) -> Transfer:

@@ -36,7 +36,8 @@ def existing(name: str) -> Place:
 def _begun(folder: Path) -> float:
     """When the run was opened: its first model is never written again, nor is the link of a hub's run or of
     one on AWS, whose models may be in a store."""
-    for first in (folder / "models" / "000000.safetensors", folder / FLEET, folder / CLOUD):
+    firsts = (folder / "models" / "000000.safetensors", folder / "app.json", folder / FLEET, folder / CLOUD)
+    for first in firsts:
         with suppress(OSError):
             return first.lstat().st_mtime
     return 0.0

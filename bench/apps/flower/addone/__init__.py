@@ -1,0 +1,1 @@
+"""Training adds one: what a round costs when training costs nothing."""

@@ -1,0 +1,1 @@
+"""A Flower app: scikit-learn's digits, a softmax regression in numpy."""

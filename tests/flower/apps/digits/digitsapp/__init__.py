@@ -1,0 +1,1 @@
+"""Every strategy that Flower has, on scikit-learn's digits."""
