@@ -10,13 +10,15 @@ from collections.abc import Sequence
 import msgspec
 from msgspec import Struct
 
+from fleetfold import layout
 from fleetfold.adapters.sqlite import SqliteRecords
+from fleetfold.messages import Report
 from fleetfold.ports import Records
 from fleetfold.round.state import Round
 from fleetfold.wiring import local as wiring
 from fleetfold.wiring.local import Place
 
-MOST = 400
+MOST = 2000
 """Devices whose step is looked for in one look."""
 
 
@@ -32,6 +34,15 @@ class _Entry(Struct):
 
 
 _ENTRY = msgspec.json.Decoder(_Entry)
+_REPORT = msgspec.json.Decoder(Report)
+_STEPS = {
+    "fetching": "downloading", "training": "training", "evaluating": "training", "delivering": "uploading",
+}  # fmt: skip
+
+
+def _step(report: Report) -> str:
+    """Who has accepted begins by fetching, and says so when another step lasts; who waits is only invited."""
+    return "downloading" if report.state == "accepted" else _STEPS.get(report.reason, "")
 
 
 class Steps:
@@ -46,7 +57,16 @@ class Steps:
         asked = devices[:MOST]
         if self._where == "here":
             return self._promised(round, asked)
-        return {}
+        return self._told(round, asked) if self._where == "hub" else {}
+
+    def _told(self, round: Round, devices: Sequence[str]) -> dict[str, str]:
+        if self._records is None:
+            self._records = wiring.hub_records(self._place.home)
+        found = self._records.get_many([layout.doing(device) for device in devices])
+        said = (_REPORT.decode(record.value) for record in found.values())
+        key = (round.run, round.number, round.kind)
+        here = (each for each in said if (each.run, each.round, each.kind) == key)
+        return {each.device: step for each in here if (step := _step(each))}
 
     def _promised(self, round: Round, devices: Sequence[str]) -> dict[str, str]:
         path = self._place.folder / "devices.db"
