@@ -31,8 +31,8 @@ from fleetfold.round.fleet import Device
 from fleetfold.round.run import Run, RunState
 from fleetfold.round.state import ENDED, Phase, Round
 from fleetfold.settings import size
-from fleetfold.tell.report import lasted
 from fleetfold.tell.timeline import Lane, lanes
+from fleetfold.tell.words import lasted
 from fleetfold.view import Following, Row, title
 from fleetfold.wiring import local as wiring
 from fleetfold.wiring.local import Place
