@@ -49,7 +49,7 @@ def prometheus(runs: Iterable[tuple[Run, Sequence[Row]]], fleet: Iterable[Device
 
 class Exposed:
     """The page, asked for again and again: of each run what has ended is read once. `names`: of the runs,
-    the newest first; `opened`: a run's records, objects and prices; `fleet`: the registry of one elsewhere."""
+    newest first; `opened`: a run's records, objects, prices; `fleet`: the registry of one elsewhere."""
 
     def __init__(
         self, names: Callable[[], Sequence[str]],
