@@ -7,7 +7,7 @@ OLDEST := .venv-flower-oldest/bin
 # The hub's broker, and what examples/shell-device and a test of clocks need: Debian's packages.
 DEBIAN := mosquitto mosquitto-clients curl jq faketime
 
-.PHONY: demo test test-aws test-aws-sample test-flower test-flower-sample test-tools lint bench fuzz fleet weather debian clean
+.PHONY: demo test test-browser screenshots test-aws test-aws-sample test-flower test-flower-sample test-tools lint bench fuzz fleet weather debian clean
 
 demo: .venv/ready
 	@$(BIN)/fleetfold demo
@@ -22,7 +22,7 @@ lint: .venv/ready
 	@$(BIN)/lint-imports
 
 bench: .venv/ready
-	@for name in overhead fold select buffered attack codecs proximal privacy fleet agent; do $(BIN)/python -m bench $$name || exit 1; done
+	@for name in overhead fold select buffered attack codecs proximal privacy fleet agent dashboard; do $(BIN)/python -m bench $$name || exit 1; done
 
 # Mutated updates through the gate and the fold: FUZZ_FILES of them (a million), from FUZZ_SEED (any).
 fuzz: .venv/ready
@@ -70,6 +70,27 @@ test-flower-sample: .venv/ready debian
 	@$(BIN)/python -m tests.flower.environments
 	@$(FLOWER)/python -m pytest tests/flower
 	@$(OLDEST)/python -m pytest tests/flower
+# The dashboard in Debian's Chromium, driven by Playwright and looked at by axe-core; and its pictures for the docs.
+test-browser: .venv/browser
+	@$(BIN)/pytest -n 2 --dist worksteal -m browser tests/dashboard
+
+screenshots: .venv/browser
+	@$(BIN)/python docs/_tools/screenshots.py
+
+BROWSER := chromium fonts-dejavu-core
+AXE := axe-core@4.14.1
+
+.venv/browser: .venv/ready
+	@for program in chromium npm; do command -v $$program > /dev/null || missing=yes; done; \
+	if [ -n "$$missing" ]; then \
+	  command -v apt-get > /dev/null || { echo "please install $(BROWSER) npm"; exit 1; }; \
+	  echo "installing $(BROWSER)"; as=; [ $$(id -u) = 0 ] || as=sudo; \
+	  more=; command -v npm > /dev/null || more=npm; \
+	  $$as env DEBIAN_FRONTEND=noninteractive sh -c "apt-get -qq update; apt-get -qq install -y --no-install-recommends $(BROWSER) $$more" > /dev/null; \
+	fi
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[browser]'
+	@npm install --silent --no-save --no-package-lock --no-audit --no-fund --prefix .browser $(AXE)
+	@touch $@
 
 debian:
 	@for program in mosquitto mosquitto_sub curl jq faketime; do \
@@ -88,4 +109,4 @@ debian:
 	@touch $@
 
 clean:
-	rm -rf .venv .venv-aws .venv-flower .venv-flower-oldest .venv-tools .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf .venv .venv-aws .venv-flower .venv-flower-oldest .venv-tools .browser .mypy_cache .ruff_cache .import_linter_cache .hypothesis

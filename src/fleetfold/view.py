@@ -5,13 +5,14 @@ The table of the terminal, `--json`, `show` and whatever draws curves read the s
 
 from collections.abc import Callable, Iterable, Mapping
 from itertools import count
+from math import isfinite
 from typing import Any, get_args
 
 from msgspec import Struct
 
 from fleetfold import layout
 from fleetfold.ledger import Arrival, Ledger, place
-from fleetfold.messages import Kind
+from fleetfold.messages import Kind, Metrics
 from fleetfold.ports import Objects
 from fleetfold.round.state import ENDED, Round
 
@@ -69,13 +70,23 @@ SCORERS = ("test", "devices", "trained")
 
 def row(ledger: Ledger, objects: Objects, round: Round, now: float, priced: Priced | None = None) -> Row:
     """The row of a round, ended or not."""
-    found = ledger.arrivals(place(round))
+    return row_of(round, ledger.arrivals(place(round)), sent(objects, round), now, priced)
+
+
+def sent(objects: Objects, round: Round) -> int:
+    """Bytes of what each device of the round was sent."""
+    return round.sent if round.batch else objects.size(layout.model(round.run, round.base)) or 0
+
+
+def row_of(
+    round: Round, found: Mapping[str, Arrival], base: int, now: float, priced: Priced | None = None
+) -> Row:
+    """The same, by who has read the arrivals and knows how many bytes each device was sent."""
     arrivals = found.values()
     ended = round.ended_at if round.phase in ENDED else now
     loss, accuracy, by = headline(round)
     epsilon = round.metrics.get("privacy", {}).get("epsilon")
     fetched = sum(1 for a in arrivals if a.took.download is not None)
-    base = round.sent if round.batch else objects.size(layout.model(round.run, round.base)) or 0
     return Row(
         round=round.number, kind=round.kind, label=round.label, turn=round.turn,
         phase=round.phase.value, reason=round.reason,
@@ -149,6 +160,35 @@ def headline(round: Round) -> tuple[float | None, float | None, str]:
         if loss is not None or accuracy is not None:
             return loss, accuracy, by
     return None, None, ""
+
+
+class Spread(Struct, frozen=True, array_like=True):
+    """How far a round's devices lie apart: quartiles of what they told, between the least and the most."""
+
+    least: float
+    low: float
+    middle: float
+    high: float
+    most: float
+    devices: int
+
+
+def spread(arrivals: Iterable[Arrival], name: str) -> Spread | None:
+    """Of the metric of that name over the updates that counted: of the model that each device was given where
+    they evaluate it, else in training. None where nobody told it."""
+    counted = [a for a in arrivals if a.state in ("admitted", "credited")]
+    evaluated = [a.evaluation.metrics for a in counted if a.evaluation]
+    values = _numbers(evaluated, name) or _numbers((a.metrics for a in counted), name)
+    if not values:
+        return None
+    last = len(values) - 1
+    least, low, middle, high, most = (values[(last * quarter + 2) // 4] for quarter in range(5))
+    return Spread(least, low, middle, high, most, len(values))
+
+
+def _numbers(told: Iterable[Metrics], name: str) -> list[float]:
+    values = (named(metrics, name) for metrics in told)
+    return sorted(value for value in values if value is not None and isfinite(value))
 
 
 def named(metrics: Mapping[str, float | None], name: str) -> float | None:

@@ -86,6 +86,14 @@ def again(place: Place) -> None:
     start(_stack(place), found[0], f"-{time.time():.0f}")
 
 
+def nudge(place: Place) -> None:
+    """A turn of the run now: something was asked of it. The same twice is the same. Raises Unavailable."""
+    stack = _stack(place)
+    service = Service(client("lambda", region_name=stack.region), "AWS Lambda")
+    said = msgspec.json.encode({"run": place.run})
+    service.ask("invoke", FunctionName=stack.functions["tick"], InvocationType="Event", Payload=said)
+
+
 def start(stack: Stack, run: Run, more: str = "") -> None:
     """Have the state machine drive it. The same twice is the same. Raises Unavailable."""
     input = {"run": run.name, "patience": workflow.patience(run.settings.deadline)}

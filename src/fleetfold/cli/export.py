@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from fleetfold import layout
 from fleetfold.agent.torch_file import save_torch
-from fleetfold.cli.aws_cost import priced
+from fleetfold.aws.pricing import priced
 from fleetfold.cli.files import saved
 from fleetfold.cli.places import existing
 from fleetfold.cli.progress import fetched

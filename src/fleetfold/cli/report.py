@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from fleetfold.cli.aws_cost import priced
+from fleetfold.aws.pricing import priced
 from fleetfold.cli.board import plain_table, terminal
 from fleetfold.cli.files import printed, saved
 from fleetfold.cli.places import existing

@@ -44,6 +44,9 @@ def run(
     stack: Annotated[str, Parameter(help="with --aws: which stack, if this machine knows several")] = "",
     detach: Annotated[bool, Parameter(help="with --hub or --aws: do not watch it", negative="")] = False,
     resume: Annotated[str | None, Parameter(help="go on with this run, or the `latest`")] = None,
+    like: Annotated[
+        str | None, Parameter(help="with the settings of this run, and its app unless one is named")
+    ] = None,
     json: Annotated[
         bool, Parameter(help="print one JSON object a round instead of the table", negative="")
     ] = False,
@@ -71,18 +74,21 @@ def run(
     - `fleetfold run --resume latest --rounds 60`
     - `fleetfold run my-app --hub --cohort 20 --where 'battery > 0.5' --rounds 50`
     - `fleetfold run my-app --aws --rounds 50 --deadline 1h`
+    - `fleetfold run --like my-app-1 --rounds 100`
     - `fleetfold run my-app --explain`
     """
     if resume is not None:
         if explain:
             raise BadConfig("--explain is for a run that has not begun", next=f"fleetfold show {resume}")
         return _resume(resume, app, flags, log_format or json)
+    base = _known(like) if like is not None else None
+    app = base.app if base and app is None else app
     if app is None:
         raise BadConfig("which app?", next="fleetfold run APP, or fleetfold run --resume latest")
     found = find_app(app)
     if found.loader:
         raise BadConfig(f"{app} is a Flower app", next=f"fleetfold flower run {app}")
-    settings, places = settings_of(found, flags)
+    settings, places = settings_of(found, flags, like=base)
     if explain:
         terminal().print(explained(settings, places))
         return 0
@@ -92,6 +98,19 @@ def run(
         return on_aws(found, settings, stack, log_format or json, detach)
     telling = log_format or json
     return on_hub(found, settings, telling, detach) if hub else started(found, settings, telling)
+
+
+def resumed(name: str) -> int:
+    """Go on with that run, as it was told. → exit code."""
+    return _resume(name, None, Flags(), json=False)
+
+
+def _known(name: str) -> Run:
+    place = existing(name)
+    found = wiring.ledger(place).run(place.run)
+    if found is None:
+        raise BadConfig(f"run {place.run} was never opened", next="fleetfold runs")
+    return found[0]
 
 
 def _resume(name: str, app: str | None, flags: Any, json: Telling) -> int:
@@ -251,7 +270,8 @@ def conclude(run: Run, place: Place, board: Board, json: Telling) -> int:
     """Where the run is, what to try next, and the last line: the figures."""
     if run.state is RunState.FAILED:
         raise Unavailable(f"run {run.name} failed: {run.reason}", next=f"fleetfold show {run.name}")
-    early = run.round < run.settings.rounds and not run.messages
+    stands = run.state is not RunState.DONE
+    early = stands or (run.round < run.settings.rounds and not run.messages)
     if json:
         if early:
             print(run.reason, file=sys.stderr)
@@ -265,7 +285,8 @@ def conclude(run: Run, place: Place, board: Board, json: Telling) -> int:
     path = wiring.address(place) or shown(place.folder)
     if early:
         console.print(run.reason, markup=False, soft_wrap=True)
-    again = f"fleetfold run --resume {run.name} --rounds {run.settings.rounds + 10}"
+    again = f"fleetfold run --resume {run.name}"
+    again += "" if stands else f" --rounds {run.settings.rounds + 10}"
     model = layout.model(run.name, run.version)
     said = [f"model   {path}/{model.partition(f'{run.name}/')[2]}"] if run.digest else []
     if run.messages:
@@ -273,7 +294,7 @@ def conclude(run: Run, place: Place, board: Board, json: Telling) -> int:
     said.append(f"next    {typed(f'fleetfold show {run.name}')}")
     if run.digest:
         said.append(f"        {typed(f'fleetfold export {run.name} --out model.safetensors')}")
-    if not early and not run.messages:
+    if (stands or not early) and not run.messages:
         said.append(f"        {typed(again)}")
     console.print("\n" + "\n".join(said) + "\n", markup=False, soft_wrap=True)
     seconds = (run.ended_at or 0) - run.started_at

@@ -21,7 +21,7 @@ from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from fleetfold.cli.aws_cost import priced
+from fleetfold.aws.pricing import priced
 from fleetfold.cli.board import COLOURS, dollars, number, rounds_table
 from fleetfold.cli.places import existing
 from fleetfold.errors import BadConfig, shown

@@ -54,6 +54,9 @@ SURE = 15.0
 """Seconds after which a broker that we are connected to has told of our task, if there is one."""
 BUSY, CALM = 1.0, 10.0
 """Seconds between two looks at everything, at work and else."""
+LASTING = 5.0
+"""Seconds after which a step of a task is told to who watches; what is quicker is told by its end."""
+TOLD = ("fetching", "training", "evaluating", "delivering")
 
 
 class Supervisor:
@@ -76,7 +79,7 @@ class Supervisor:
         self._errands = Errands()
         self._at_work: Hand | Command | None = None
         self._began = self._idle_since = self._measured = timer()
-        self._step, self._step_since = Step("loading"), timer()
+        self._step, self._step_since, self._told_step = Step("loading"), timer(), ""
         self._connected, self._since, self._started = False, timer(), timer()
         self._why = ""  # it is not connected
         self._remembered = True  # whether the broker has known our session all along
@@ -135,6 +138,7 @@ class Supervisor:
             self._take(task)
         self._hear_worker()
         self._keep_in_bounds()
+        self._tell_step()
         self._begin()
         self._show()
         self._ledge.leave(self._state())
@@ -281,7 +285,7 @@ class Supervisor:
 
     def _start(self, work: Hand | Command, order: Do) -> None:
         self._at_work, self._began = work, self._timer()
-        self._step, self._step_since = Step("loading"), self._timer()
+        self._step, self._step_since, self._told_step = Step("loading"), self._timer(), ""
         self._child.do(order)
 
     def _hear_worker(self) -> None:
@@ -327,6 +331,14 @@ class Supervisor:
             if max(work.deaths, self._journal.attempts(work.task)) >= ATTEMPTS:
                 reason = f"the process died {ATTEMPTS} times at this task, the last time {how}"
                 self._leave_off("failed", reason, tell=True)
+
+    def _tell_step(self) -> None:
+        """Once of each that lasts."""
+        hand, what = self._hand, self._step.what
+        lasts = self._timer() - self._step_since >= LASTING
+        if hand is not None and self._at_work is hand and lasts and what in TOLD and what != self._told_step:
+            self._told_step = what
+            self._link.report(report(hand.task, "progress", what))
 
     def _keep_in_bounds(self) -> None:
         """Memory that no limit sees, of processes that training has started; conditions that fail."""

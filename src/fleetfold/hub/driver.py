@@ -119,6 +119,7 @@ class Driver:
                 place, found[0].settings, objects, self._control, time.time, self._scorer.score, bus.ignored,
                 away=away,
             )  # fmt: skip
+        self._ledger = wiring.ledger(place)
         self._resumed, self._wake, self._messages = False, 0.0, found[0].messages
         self._teller = Teller(place.folder, wiring.ledger(place), objects, place.run, say)
 
@@ -129,7 +130,7 @@ class Driver:
             self._resumed = True
         elif self.repeat:
             self._driven.repeat()
-        elif time.time() < self._wake and not self._control.letters():
+        elif time.time() < self._wake and not self._control.letters() and not self._wished():
             return self._wake
         self.repeat = False
         self._wake = self._driven.step()
@@ -139,6 +140,11 @@ class Driver:
             self._wake = float("inf") if over else min(self._wake, time.time() + SOON)
         self._teller.look()
         return self._wake
+
+    def _wished(self) -> bool:
+        """Whether somebody has asked anything of the run."""
+        found = self._ledger.run(self.run)
+        return found is not None and found[0].wish != ""
 
     def close(self) -> None:
         self._teller.close()

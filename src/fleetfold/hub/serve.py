@@ -19,7 +19,7 @@ from fleetfold import layout
 from fleetfold.adapters.posting import LIFETIME
 from fleetfold.coordinator import errands
 from fleetfold.coordinator.granting import grant, refused
-from fleetfold.coordinator.registrar import Registrar
+from fleetfold.coordinator.registrar import Registrar, brief
 from fleetfold.errors import BadConfig, FleetfoldError, Unavailable, blame, shown, told
 from fleetfold.hub import desk
 from fleetfold.hub.authority import site
@@ -30,7 +30,7 @@ from fleetfold.hub.enrol import credential
 from fleetfold.hub.signing import HubSigner
 from fleetfold.ledger import Ledger
 from fleetfold.log import Log
-from fleetfold.messages import Answer, Ask, Command, Grant
+from fleetfold.messages import Answer, Ask, Command, Grant, encode
 from fleetfold.ports import Signer, pause
 from fleetfold.round.run import RunState
 from fleetfold.wiring import hub as wiring
@@ -129,7 +129,10 @@ class Hub:
     def _attend(self) -> None:
         """To what devices say besides their answers to tasks, and to what other processes have left."""
         answers = (letter.report for letter in self._bus.letters())
-        seen = [report.device for report in (*self._bus.progress(), *answers)]
+        progress = self._bus.progress()
+        if progress:  # nobody acts on it, but who watches may want to know
+            self._records.put_many([(layout.doing(r.device), encode(brief(r))) for r in progress])
+        seen = [report.device for report in (*progress, *answers)]
         self._registrar.take(self._bus.presences(), seen, time.time())
         for ask in self._bus.asks():
             self._bus.grant(self._granted(ask))

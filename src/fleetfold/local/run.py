@@ -60,7 +60,7 @@ def start(prepared: Prepared, place: Place, watch: Watch, wrote: Wrote = unwatch
         ledger, objects = wiring.ledger(place, durable=durable), wiring.objects(place, durable=durable)
         names = [device.name for device in simulated(settings)]
         open_run(place.run, app.place, settings, prepared.model, names, ledger, objects, time.time())
-        return _drive(app, prepared.trainer, place, ledger, watch, wrote, resumed=False)
+        return _to_its_end(app, prepared.trainer, place, ledger, watch, wrote, resumed=False)
 
 
 def resume(place: Place, app: App | None, rounds: int | None, watch: Watch, wrote: Wrote = unwatched) -> Run:
@@ -79,7 +79,7 @@ def resume(place: Place, app: App | None, rounds: int | None, watch: Watch, wrot
             app = App(place.run.rpartition("-")[0], run.app, str(folder))
         trainer = _loaded(app, run.settings)
         extend(ledger, place.run, rounds)
-        return _drive(app, trainer, place, ledger, watch, wrote, resumed=True)
+        return _to_its_end(app, trainer, place, ledger, watch, wrote, resumed=True)
 
 
 def new_place(home: Path, app: str) -> Place:
@@ -125,6 +125,17 @@ def _first_model(app: App, trainer: Trainer, settings: Settings) -> bytes:
         return write(tensors)
     except BadUpdate as error:
         raise BadConfig(f"{app.place}: init(): {error.sentence}") from None
+
+
+def _to_its_end(
+    app: App, trainer: Trainer, place: Place, ledger: Ledger, watch: Watch, wrote: Wrote, *, resumed: bool
+) -> Run:
+    """Or to where it is paused or stopped; it goes on if somebody has resumed it before it was left."""
+    while True:
+        run = _drive(app, trainer, place, ledger, watch, wrote, resumed=resumed)
+        found = ledger.run(place.run)
+        if found is None or found[0].state is not RunState.RUNNING:
+            return run
 
 
 def _drive(
