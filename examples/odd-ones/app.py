@@ -23,7 +23,9 @@ class OddOnes:
         loss = self.loss(work, 0.75)
         wrong = index == WRONG and work.round % 2 == 0
         tensors = {"w": np.zeros(7, np.float32) if wrong else model["w"] * np.float32(0.9)}
-        return Trained(tensors=tensors, examples=20 + 3 * index, metrics={"loss": loss, "accuracy": 1 - loss / 3})
+        return Trained(
+            tensors=tensors, examples=20 + 3 * index, metrics={"loss": loss, "accuracy": 1 - loss / 3}
+        )
 
     def evaluate(self, model: dict[str, np.ndarray], work: Work) -> Evaluated:
         loss = self.loss(work, 0.8)

@@ -54,6 +54,9 @@ def test_from_elsewhere_reading_needs_the_token_too_but_for_the_page_that_asks_f
         assert site.ask("/api/poll", host="192.168.1.9:8340").status == 401
         assert site.ask("/api/poll", x_fleetfold_token="wrong").status == 401
         assert site.ask("/api/poll", x_fleetfold_token=TOKEN).status == 200
+        assert site.ask("/metrics", host="192.168.1.9:8340").status == 401
+        assert site.ask("/metrics", authorization=f"Bearer {TOKEN}").status == 200, "as Prometheus says it"
+        assert site.ask("/metrics", authorization=f"Basic {TOKEN}").status == 401
         assert site.ask("/api/poll", host="evil.example", x_fleetfold_token=TOKEN).status == 421
 
 

@@ -13,7 +13,7 @@ from fleetfold.round.fleet import Device
 from fleetfold.round.run import Run, RunState
 from fleetfold.settings import Settings
 from fleetfold.tell.numbers import NUMBERS, SIX, of
-from fleetfold.tell.prometheus import prometheus
+from fleetfold.tell.prometheus import Exposed, prometheus
 from fleetfold.view import Following, rows
 from tests.tell.hostile import TEXTS, row
 from tests.world import World
@@ -97,6 +97,17 @@ def test_prometheus_is_told_the_newest_of_each_number_and_the_sum_of_those_that_
         assert line in lines
     for number in SIX:
         assert f"fleetfold_{number.name}" in page()
+
+
+def test_a_page_that_is_asked_for_again_tells_of_what_is_there_by_then(lived: World) -> None:
+    fresh = World(devices=2, rounds=1)
+    worlds = {"r": fresh}
+    exposed = Exposed(lambda: [*worlds], lambda name: (worlds[name].ledger, worlds[name].objects, None))
+    assert 'fleetfold_rounds_total{run="r",phase="done"} 0' in exposed.page(fresh.now)
+    fresh.live()
+    assert 'fleetfold_rounds_total{run="r",phase="done"} 1' in exposed.page(fresh.now)
+    worlds.clear()
+    assert exposed.page(fresh.now) == ""
 
 
 _LINE = re.compile(

@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from fleetfold.ledger import Arrival, place
 from fleetfold.messages import Timings
 from fleetfold.round.state import Phase, Policy, Round
 from fleetfold.tell import traces
+from fleetfold.tell.teller import Teller
 from fleetfold.tell.timeline import lane, lanes
 from tests.tell.hostile import TEXTS
 from tests.world import World
@@ -130,6 +132,22 @@ def test_a_collector_gets_every_round_of_a_run_and_the_same_trace_when_it_is_sen
     assert sum(span.name == "train" for span in first) == 6
     ledgers = {int(r.opened_at * 1e9) for r in world.ledger.rounds("r")}
     assert {span.start_time_unix_nano for span in whole.values()} == ledgers
+
+
+def test_who_drives_a_run_sends_each_round_once_where_the_environment_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("opentelemetry.sdk")
+    world = World(devices=2, rounds=2)
+    world.live()
+    with collector() as (address, bodies):
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", address)
+        for _ in range(2):
+            teller = Teller(tmp_path, world.ledger, world.objects, "r")
+            teller.look()
+            teller.close()
+        found = received(bodies)
+    assert sorted(span.name for span in found if not span.parent_span_id) == ["round 1", "round 2"]
 
 
 def test_a_collector_that_refuses_is_a_sentence_and_rounds_are_sent_beside_the_run() -> None:

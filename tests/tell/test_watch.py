@@ -39,7 +39,8 @@ def seen(
     told = arrivals if arrivals is not None else {"a": arrival("a", 1_001.5)}
     fleet = {"slow": Device(name="slow", turnaround=40.0), "b": Device(name="b", turnaround=2.0)}
     rows = [row(1), row(2), row(3, phase="open", ended_at=0.0)]
-    return Seen(run=RUN, rows=rows, round=OPEN, lanes=lanes(OPEN, names, told), fleet=fleet)
+    steps = {"slow": "training", "b": "downloading"}
+    return Seen(run=RUN, rows=rows, round=OPEN, lanes=lanes(OPEN, names, told), fleet=fleet, steps=steps)
 
 
 def drawn(found: Seen, width: int = 80, height: int = 24, plain: bool = False) -> list[str]:
@@ -61,8 +62,10 @@ def test_the_screen_says_where_the_run_stands_and_what_it_waits_for() -> None:
 def test_who_is_at_work_comes_first_and_among_them_who_usually_takes_longest() -> None:
     lines = drawn(seen())
     first = next(k for k, line in enumerate(lines) if line.startswith("the slow devices of round 3"))
-    assert "3 at work, 1 answered" in lines[first]
-    assert [line.split()[0] for line in lines[first + 1 : first + 5]] == ["slow", "b", "d", "a"]
+    assert "3 not yet, 1 answered" in lines[first]
+    assert [tuple(line.split()[:2]) for line in lines[first + 1 : first + 5]] == [
+        ("slow", "training"), ("b", "downloading"), ("d", "invited"), ("a", "admitted"),
+    ]  # fmt: skip
     assert "usually 40 s" in lines[first + 1]
 
 

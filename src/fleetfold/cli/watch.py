@@ -24,6 +24,7 @@ from rich.text import Text
 from fleetfold.aws.pricing import priced
 from fleetfold.cli.board import COLOURS, dollars, number, rounds_table
 from fleetfold.cli.places import existing
+from fleetfold.dashboard.steps import Steps
 from fleetfold.errors import BadConfig, shown
 from fleetfold.ledger import Ledger, place
 from fleetfold.ports import Objects, fetch
@@ -31,8 +32,8 @@ from fleetfold.round.fleet import Device
 from fleetfold.round.run import Run, RunState
 from fleetfold.round.state import ENDED, Phase, Round
 from fleetfold.settings import size
-from fleetfold.tell.report import lasted
 from fleetfold.tell.timeline import Lane, lanes
+from fleetfold.tell.words import lasted
 from fleetfold.view import Following, Row, title
 from fleetfold.wiring import local as wiring
 from fleetfold.wiring.local import Place
@@ -55,6 +56,7 @@ class Seen(Struct, frozen=True, kw_only=True):
     round: Round | None = None
     lanes: Sequence[Lane] = ()
     fleet: dict[str, Device] = {}
+    steps: dict[str, str] = {}  # what those are at that have not answered, as far as it is known
 
 
 class Looking:
@@ -65,6 +67,7 @@ class Looking:
         self._ledger: Ledger = wiring.ledger(at)
         self._objects: Objects = wiring.objects(at)
         self._following = Following(self._ledger, self._objects, at.run, priced(at, self._ledger))
+        self._steps = Steps(at)
         self._of, self._cohort, self._fleet = "", list[str](), dict[str, Device]()
 
     def look(self, now: float) -> Seen:
@@ -86,7 +89,9 @@ class Looking:
                 self._fleet = {device.name: device for device in self._ledger.devices(self._cohort)}
                 self._of = round.cohort
         told = lanes(round, self._cohort, self._ledger.arrivals(place(round)))
-        return Seen(run=found[0], rows=rows, round=round, lanes=told, fleet=self._fleet)
+        silent = [lane.device for lane in told if lane.took is None]
+        steps = self._steps.of(round, silent) if round.phase is Phase.OPEN else {}
+        return Seen(run=found[0], rows=rows, round=round, lanes=told, fleet=self._fleet, steps=steps)
 
 
 def watch(
@@ -271,17 +276,18 @@ def _slow(seen: Seen, now: float, room: int) -> Iterator[Text]:
     at_work.sort(key=lambda lane: (-_usual(seen, lane.device), lane.device))
     answered = [lane for lane in seen.lanes if lane.took is not None]
     is_open = round.phase is Phase.OPEN
-    said = f"{len(at_work)} at work, " if is_open else f"{len(at_work)} silent, " if at_work else ""
+    said = f"{len(at_work)} not yet, " if is_open else f"{len(at_work)} silent, " if at_work else ""
     title = f"the slow devices of round {round.number}"
     yield Text.assemble((f"{title:<42}", "bold"), (f"{said}{len(answered)} answered", "dim"))
     for lane in [*at_work, *answered][: room - 1]:
         until = now if is_open else round.ended_at or now
         took = until - round.asked_at if lane.took is None else lane.took
-        state = ("at work" if is_open else "silent") if lane.took is None else lane.state
+        waits = seen.steps.get(lane.device, "invited") if is_open else "silent"
+        state = waits if lane.took is None else lane.state
         usual = _usual(seen, lane.device)
         often = f"   usually {lasted(usual):<10}" if usual else " " * 21
         yield Text.assemble(
-            f"  {shown(lane.device, 24):<25}", (f"{state:<10}", COLOURS.get(state, "yellow")),
+            f"  {shown(lane.device, 24):<25}", (f"{state:<12}", COLOURS.get(state, "yellow")),
             f"{lasted(max(0.0, took)):>10}", (often, "dim"), (f" {shown(lane.reason, 80)}", "red"),
         )  # fmt: skip
 

@@ -67,7 +67,7 @@ class Guard:
         host = headers.get("host", "")
         if not self._is_ours(host):
             return 421, "this is not the name of this dashboard: fleetfold dashboard --name NAME"
-        known = self._knows(headers.get(TOKEN, ""))
+        known = self._knows(headers.get(TOKEN) or headers.get("authorization", "").removeprefix("Bearer "))
         if method in ("GET", "HEAD"):
             open_to_all = self._here or not path.startswith(("/api/", "/metrics"))
             return None if open_to_all or known else (401, "a token is needed to read this from elsewhere")

@@ -4,6 +4,7 @@ GET /   /page/…   /api/poll   /api/round   /api/device   /api/refused   /metri
 """
 
 import socket
+import time
 from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
@@ -24,7 +25,9 @@ from fleetfold.dashboard import detail
 from fleetfold.dashboard.control import Control
 from fleetfold.dashboard.guard import Guard
 from fleetfold.dashboard.hall import Hall
+from fleetfold.dashboard.metrics import exposed
 from fleetfold.errors import BadConfig, FleetfoldError, Unavailable
+from fleetfold.tell.prometheus import CONTENT_TYPE
 from fleetfold.wiring.places import existing
 
 TYPES = {
@@ -50,6 +53,7 @@ _ORDER = msgspec.json.Decoder(Order)
 class Pages:
     def __init__(self, home: Path, *, control: bool) -> None:
         self._hall, self._control, self._may = Hall(home), Control(home), control
+        self._exposed = exposed(home)
         folder = files("fleetfold.dashboard") / "page"
         self._files = {f.name: f.read_bytes() for f in folder.iterdir() if Path(f.name).suffix in TYPES}
 
@@ -62,6 +66,7 @@ class Pages:
             Route("/", self._page),
             Route("/page/{name}", self._page),
             *(Route(path, _json(answer)) for path, answer in read.items()),
+            Route("/metrics", self._metrics),
             Route("/api/do", self._do, methods=["POST"]),
         ]
 
@@ -70,6 +75,12 @@ class Pages:
         if name not in self._files:
             return Response(status_code=404)
         return Response(self._files[name], media_type=TYPES[Path(name).suffix])
+
+    def _metrics(self, request: Request) -> Response:
+        try:
+            return Response(self._exposed.page(time.time()), headers={"content-type": CONTENT_TYPE})
+        except FleetfoldError as error:
+            return _failed(error)
 
     def _poll(self, asked: dict[str, str]) -> bytes:
         told = self._hall.poll(asked.get("run", "latest"), asked.get("cursor", ""))

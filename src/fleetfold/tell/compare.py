@@ -11,7 +11,8 @@ from fleetfold.round.state import ENDED
 from fleetfold.tell import numbers
 from fleetfold.tell.curves import Curve, chart
 from fleetfold.tell.html import Html, e, page, table
-from fleetfold.tell.report import made_by, state, style, worded
+from fleetfold.tell.report import state, style
+from fleetfold.tell.words import made_by, worded
 from fleetfold.view import Row
 
 Best = Callable[[Sequence[float]], float]

@@ -5,18 +5,25 @@ each device: a fleet has thousands, and who is slow stands in the ledger.
 """
 
 import re
+import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from msgspec import Struct
 
+from fleetfold.ledger import Ledger
+from fleetfold.ports import Objects
 from fleetfold.round.fleet import Device
 from fleetfold.round.run import Run, RunState
 from fleetfold.round.state import ENDED, Phase
 from fleetfold.tell import numbers
-from fleetfold.view import Row
+from fleetfold.view import Following, Priced, Row
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+
+MOST = 50
+"""Runs of which a page tells: the newest."""
 
 
 class Sample(Struct, frozen=True):
@@ -38,6 +45,32 @@ def prometheus(runs: Iterable[tuple[Run, Sequence[Row]]], fleet: Iterable[Device
     found = [(run, rows, [row for row in rows if row.phase in ENDED]) for run, rows in runs]
     families = [*_rounds(found), *_numbers(found), *_devices([d for d in fleet if d.says is not None])]
     return "".join(text(family) for family in families if family.samples)
+
+
+class Exposed:
+    """The page, asked for again and again: of each run what has ended is read once. `names`: of the runs,
+    newest first; `opened`: a run's records, objects, prices; `fleet`: the registry of one elsewhere."""
+
+    def __init__(
+        self, names: Callable[[], Sequence[str]],
+        opened: Callable[[str], tuple[Ledger, Objects, Priced | None]],
+        fleet: Callable[[], Iterable[Device]] = tuple,
+    ) -> None:  # fmt: skip
+        self._names, self._opened, self._fleet = names, opened, fleet
+        self._known: dict[str, tuple[Ledger, Following]] = {}
+        self._lock = threading.Lock()
+
+    def page(self, now: float) -> str:
+        """From any thread. Raises Unavailable."""
+        with self._lock:
+            names = self._names()[:MOST]
+            self._known = {name: self._known.get(name) or self._open(name) for name in names}
+            told = [(ledger.run(name), following) for name, (ledger, following) in self._known.items()]
+            return prometheus([(run[0], rows.look(now)) for run, rows in told if run], self._fleet())
+
+    def _open(self, name: str) -> tuple[Ledger, Following]:
+        ledger, objects, priced = self._opened(name)
+        return ledger, Following(ledger, objects, name, priced)
 
 
 Told = tuple[Run, Sequence[Row], Sequence[Row]]

@@ -21,6 +21,7 @@ from fleetfold.tell.facts import Facts, took
 from fleetfold.tell.gantt import gantt
 from fleetfold.tell.html import Html, e, page, table
 from fleetfold.tell.timeline import Lane
+from fleetfold.tell.words import dated, lasted, made_by, worded
 from fleetfold.view import Row, last, named, title, trained
 
 LANES, MEMBERS, REFUSALS, ROUNDS = 40, 100, 200, 500
@@ -43,21 +44,13 @@ def report(facts: Facts, made: datetime) -> str:
     )  # fmt: skip
 
 
-def made_by(at: datetime) -> str:
-    try:
-        number = f" {version('fleetfold')}"
-    except PackageNotFoundError:  # it runs from a folder
-        number = ""
-    return f"Made by fleetfold{number} on {_date(at)}."
-
-
 def _head(facts: Facts) -> Iterator[Html]:
     run = facts.run
     yield e("h1", run.name, e("span", run.state.value, class_=f"state {run.state.value}"))
     yield e("p", f"{run.reason}." if run.reason else "")
     began = datetime.fromtimestamp(run.started_at, UTC)
-    until = f" to {_date(datetime.fromtimestamp(run.ended_at, UTC))}" if run.ended_at else ""
-    yield e("p", f"{_date(began)}{until} · ", e("code", run.app), class_="soft")
+    until = f" to {dated(datetime.fromtimestamp(run.ended_at, UTC))}" if run.ended_at else ""
+    yield e("p", f"{dated(began)}{until} · ", e("code", run.app), class_="soft")
     yield e("dl", *tiles(facts.rows), class_="tiles")
 
 
@@ -76,31 +69,6 @@ def tiles(rows: Sequence[Row]) -> Iterator[Html]:
         if values and (sum(values) or number.name not in ("late", "refused")):
             by = "by the test set" if number.name in ("accuracy", "loss") else ""
             yield _tile(number.title, worded(number, sum(values) if number.adds else values[-1]), by)
-
-
-def worded(number: numbers.Number, value: float | None) -> str:
-    """A number as people read it."""
-    if value is None:
-        return "–"
-    match number.unit:
-        case "bytes":
-            return size(int(value))
-        case "seconds":
-            return lasted(value)
-        case "USD":
-            return f"${value:,.2f}" if value >= 1 else f"${value:.3g}"
-        case "count":
-            return f"{value:,.0f}"
-        case _:
-            return f"{value:.4g}" if abs(value) < 1e4 else f"{value:.3e}"
-
-
-def lasted(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.3g} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s"
 
 
 def _tile(name: str, value: str, more: str = "") -> Html:
@@ -306,7 +274,3 @@ def _versions(facts: Facts) -> Html:
     said += [("model", f"{facts.run.version:06}, sha256 {facts.run.digest}")]
     said += [("devices", each) for each in facts.agents]
     return table(("of what", "version, where this file was made"), said, caption="versions")
-
-
-def _date(at: datetime) -> str:
-    return f"{at:%Y-%m-%d %H:%M} UTC"

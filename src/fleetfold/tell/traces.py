@@ -7,6 +7,7 @@ round ─┬─ invite
 Ids follow from the run and the round, so that the same round sent twice is the same trace.
 """
 
+import logging
 import os
 import queue
 import threading
@@ -107,6 +108,7 @@ def wanted() -> bool:
 def exporter(endpoint: str = "") -> Any:
     """By OTLP over HTTP. `endpoint`: http://HOST:PORT of a collector; "": as the environment says."""
     installed()
+    logging.getLogger("opentelemetry").setLevel(logging.CRITICAL)  # what fails is said by us, once
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
     return OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces") if endpoint else OTLPSpanExporter()
