@@ -426,7 +426,7 @@ def test_a_run_that_is_paused_or_stopped_ends_its_execution_and_another_goes_on_
 ) -> None:
     platform = Platform(3, silent=what == "stop", rounds=3, deadline=600.0)
     execution = platform.start()
-    while platform.run().round < 2:
+    while platform.ledger.round("r", 1) is None:
         platform._happens()
     wish(platform.ledger, "r", what)
     platform.invoke("tick", {"run": "r"})
@@ -436,3 +436,4 @@ def test_a_run_that_is_paused_or_stopped_ends_its_execution_and_another_goes_on_
     platform.start("again")
     platform.live()
     assert (platform.run().state, platform.run().round) == (RunState.DONE, 3)
+    assert platform.run().version == (3 if what == "pause" else 2)
