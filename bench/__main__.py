@@ -6,6 +6,7 @@ from bench.agent import agent
 from bench.attack import attack
 from bench.buffered import buffered
 from bench.codecs import codecs
+from bench.dashboard import dashboard
 from bench.fleet import fleet
 from bench.flower import flower
 from bench.fold import fold
@@ -27,6 +28,7 @@ BENCHMARKS = (
     fleet,
     agent,
     lambda_,
+    dashboard,
     flower,
 )
 

@@ -23,6 +23,7 @@ from fleetfold.device import commands as device_commands
 from fleetfold.device.terms import Terms
 from fleetfold.round import fleet
 from fleetfold.settings import CHOICES, NAMES, Settings
+from fleetfold.tell import numbers
 from fleetfold.view import Line, Row
 
 PAGE = Path(__file__).parents[1] / "reference.md"
@@ -92,6 +93,8 @@ MEANINGS: dict[str, dict[str, str]] = {
         "bytes_down": "of the model, once for each device that fetched it",
         "cost": "USD, of a round that has ended on AWS, by a model ([aws.md](aws.md#what-it-costs)); "
         "else null",
+        "opened_at": "when, in seconds since the epoch",
+        "ended_at": "when, in seconds since the epoch; 0: it has not ended",
     },
     "Line": {
         "device": "its name",
@@ -266,6 +269,34 @@ def kind(hint: Any) -> str:
     ).replace("Evaluation | None", "Evaluation or null").replace("Any", "any JSON")  # fmt: skip
 
 
+def numbers_table() -> str:
+    """The numbers of a round, by the names that they have everywhere."""
+    rows = [
+        (f"`{n.name}`", n.title, n.unit or "1", "sum" if n.adds else "newest", WHOSE.get(n.name, ""))
+        for n in numbers.NUMBERS
+    ]
+    return table(("name", "what", "unit", "of a run", "more exactly"), rows)
+
+
+WHOSE = {
+    "reported_accuracy": "of the model that they were given, or else in training; a mean by examples",
+    "reported_loss": "the same",
+    "devices_used": "whose updates are in the model, with late ones that are credited",
+    "responses_ok": "updates that came in time and passed",
+    "responses_failed": "of those invited, who brought no such update",
+    "run_seconds": "from opening to the end",
+    "bytes_up": "of all updates that came",
+    "bytes_down": "of the model, once for each device that fetched it",
+    "fold_seconds": "from closing to the end",
+    "late": "updates that came after the round had closed",
+    "refused": "devices that were refused, refused themselves, or failed",
+    "cost": "on AWS, by a model ([aws.md](aws.md#what-it-costs))",
+    "accuracy": "as scored by the test set, else as reported",
+    "loss": "as scored by the test set, else as reported",
+    "epsilon": "by the run so far ([privacy.md](privacy.md))",
+}
+
+
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
@@ -280,6 +311,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "evaluation": fields(messages.Evaluation),
     "timings": fields(messages.Timings),
     "report": fields(messages.Report),
+    "numbers": numbers_table,
     "row": fields(Row),
     "line": fields(Line),
     "device": fields(fleet.Device),

@@ -191,6 +191,11 @@ def device(device: str) -> str:
     return f"fleet/{device}"
 
 
+def doing(device: str) -> str:
+    """What the device last said that it is at: one record each, of a hub's."""
+    return f"doing/{device}"
+
+
 def mail(device: str, life: str, number: int) -> str:
     """Where a device without a connection finds what it is told. `life`: another one with each enrolment."""
     return f"{POLL}{device}/{life}/{number:08}.json"

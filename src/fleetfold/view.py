@@ -4,7 +4,9 @@ The table of the terminal, `--json`, `show` and whatever draws curves read the s
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from itertools import count
+from math import isfinite
+from typing import Any, get_args
 
 from msgspec import Struct
 
@@ -40,6 +42,8 @@ class Row(Struct, frozen=True, kw_only=True):
     bytes_up: int
     bytes_down: int
     cost: float | None = None  # USD, where it is paid for by the round
+    opened_at: float = 0.0  # seconds since the epoch
+    ended_at: float = 0.0  # 0: it has not
 
 
 Priced = Callable[[Round, Mapping[str, Arrival], int], float]
@@ -66,13 +70,23 @@ SCORERS = ("test", "devices", "trained")
 
 def row(ledger: Ledger, objects: Objects, round: Round, now: float, priced: Priced | None = None) -> Row:
     """The row of a round, ended or not."""
-    found = ledger.arrivals(place(round))
+    return row_of(round, ledger.arrivals(place(round)), sent(objects, round), now, priced)
+
+
+def sent(objects: Objects, round: Round) -> int:
+    """Bytes of what each device of the round was sent."""
+    return round.sent if round.batch else objects.size(layout.model(round.run, round.base)) or 0
+
+
+def row_of(
+    round: Round, found: Mapping[str, Arrival], base: int, now: float, priced: Priced | None = None
+) -> Row:
+    """The same, by who has read the arrivals and knows how many bytes each device was sent."""
     arrivals = found.values()
     ended = round.ended_at if round.phase in ENDED else now
     loss, accuracy, by = headline(round)
     epsilon = round.metrics.get("privacy", {}).get("epsilon")
     fetched = sum(1 for a in arrivals if a.took.download is not None)
-    base = round.sent if round.batch else objects.size(layout.model(round.run, round.base)) or 0
     return Row(
         round=round.number, kind=round.kind, label=round.label, turn=round.turn,
         phase=round.phase.value, reason=round.reason,
@@ -83,6 +97,7 @@ def row(ledger: Ledger, objects: Objects, round: Round, now: float, priced: Pric
         fold_seconds=ended - round.closed_at if round.closed_at else 0.0,
         bytes_up=sum(a.size for a in arrivals), bytes_down=base * fetched,
         cost=priced(round, found, base) if priced and round.phase in ENDED else None,
+        opened_at=round.opened_at, ended_at=round.ended_at,
     )  # fmt: skip
 
 
@@ -90,18 +105,95 @@ def rows(ledger: Ledger, objects: Objects, run: str, now: float, priced: Priced 
     return [row(ledger, objects, round, now, priced) for round in ledger.rounds(run)]
 
 
+SCORED = 2
+"""Exchanges after which the model of one may still be scored, by an app of another framework."""
+
+
+class Following:
+    """The rows of a run as they come: what cannot change any more is read once, however often it is asked."""
+
+    def __init__(self, ledger: Ledger, objects: Objects, run: str, priced: Priced | None = None) -> None:
+        self._ledger, self._objects, self._run, self._priced = ledger, objects, run, priced
+        self._rows: dict[tuple[int, Kind], Row] = {}
+        self._newest = 0
+        self._from = 0  # rounds before it will not change any more
+
+    def look(self, now: float) -> list[Row]:
+        """All rows there are by now, in order; those of an open round change from look to look."""
+        if not self._rows:
+            for round in self._ledger.rounds(self._run):
+                self._see(round, now)
+        else:
+            for number in count(self._from):
+                found = [self._ledger.round(self._run, number, kind) for kind in self._due(number)]
+                for entry in found:
+                    if entry:
+                        self._see(entry[0], now)
+                if number > self._newest and not any(found):
+                    break
+        self._newest = max((number for number, _ in self._rows), default=0)
+        still = (number for number, kind in self._rows if self._open(number, kind))
+        self._from = min(still, default=self._newest)
+        return list(self._rows.values())
+
+    def _due(self, number: int) -> list[Kind]:
+        """Kinds of that round that may be there anew, or have changed."""
+        return [kind for kind in get_args(Kind) if self._open(number, kind)]
+
+    def _open(self, number: int, kind: Kind) -> bool:
+        """Whether it is not known to have ended; or is a message's, which is scored later. What follows the
+        newest round is unknown too."""
+        row = self._rows.get((number, kind))
+        if row is None:
+            return number >= self._newest
+        return row.phase not in ENDED or (kind == "message" and number > self._newest - SCORED)
+
+    def _see(self, round: Round, now: float) -> None:
+        self._rows[round.number, round.kind] = row(self._ledger, self._objects, round, now, self._priced)
+
+
 def headline(round: Round) -> tuple[float | None, float | None, str]:
     """(loss, accuracy, who scored them): the best that is known of the round."""
     for by in SCORERS:
         metrics = round.metrics.get(by, {})
-        loss, accuracy = _named(metrics, "loss"), _named(metrics, "accuracy", "acc")
+        loss, accuracy = named(metrics, "loss"), named(metrics, "accuracy")
         if loss is not None or accuracy is not None:
             return loss, accuracy, by
     return None, None, ""
 
 
-def _named(metrics: Metrics, *words: str) -> float | None:
+class Spread(Struct, frozen=True, array_like=True):
+    """How far a round's devices lie apart: quartiles of what they told, between the least and the most."""
+
+    least: float
+    low: float
+    middle: float
+    high: float
+    most: float
+    devices: int
+
+
+def spread(arrivals: Iterable[Arrival], name: str) -> Spread | None:
+    """Of the metric of that name over the updates that counted: of the model that each device was given where
+    they evaluate it, else in training. None where nobody told it."""
+    counted = [a for a in arrivals if a.state in ("admitted", "credited")]
+    evaluated = [a.evaluation.metrics for a in counted if a.evaluation]
+    values = _numbers(evaluated, name) or _numbers((a.metrics for a in counted), name)
+    if not values:
+        return None
+    last = len(values) - 1
+    least, low, middle, high, most = (values[(last * quarter + 2) // 4] for quarter in range(5))
+    return Spread(least, low, middle, high, most, len(values))
+
+
+def _numbers(told: Iterable[Metrics], name: str) -> list[float]:
+    values = (named(metrics, name) for metrics in told)
+    return sorted(value for value in values if value is not None and isfinite(value))
+
+
+def named(metrics: Mapping[str, float | None], name: str) -> float | None:
     """The metric of that name; or the first whose name has the word in it, as `eval_acc` has."""
+    words = (name, "acc") if name == "accuracy" else (name,)
     for word in words:
         if metrics.get(word) is not None:
             return metrics[word]

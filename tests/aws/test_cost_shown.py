@@ -104,7 +104,7 @@ def test_show_tells_what_a_run_on_aws_has_cost_and_nothing_of_any_other(  # type
     said(cli, "init", "my-app")
     said(cli, "run", "my-app", "--rounds", "2", "--workers", "1")
     assert "cost" not in said(cli, "show", "latest")
-    monkeypatch.setattr("fleetfold.cli.aws_cost.where", lambda place: "cloud")
+    monkeypatch.setattr("fleetfold.aws.pricing.where", lambda place: "cloud")
     text = said(cli, "show", "latest")
     assert "cost" in text.splitlines()[3]
     assert "in 2 rounds, by a model and public prices" in text

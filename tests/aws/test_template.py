@@ -14,6 +14,7 @@ from fleetfold.aws import machine, rights
 from fleetfold.aws.policies import device_policy
 from fleetfold.aws.rights import FUNCTIONS, resource
 from fleetfold.aws.template import SAID, SECONDS, template, text
+from fleetfold.tell.numbers import MORE, SIX
 
 Data = dict[str, Any]
 
@@ -356,5 +357,6 @@ class TestWatching:
         widgets = json.loads(board["DashboardBody"]["Fn::Sub"][0])["widgets"]
         assert len(widgets) > 10
         drawn = " ".join(words(widgets))
-        for metric in ("accuracy", "loss", "devices_used", "responses_ok", "responses_failed", "run_seconds"):
-            assert f'MetricName="{metric}"' in drawn
+        for number in (*SIX, *MORE):
+            assert f'{{fleetfold,fleet,run}} MetricName="{number.name}" fleet="${{Fleet}}"' in drawn
+            assert number.title in drawn

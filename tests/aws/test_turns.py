@@ -14,10 +14,11 @@ from fleetfold import layout
 from fleetfold.adapters.faults import Faults, simulated_death
 from fleetfold.aws import handlers, steps, workflow
 from fleetfold.coordinator import errands
+from fleetfold.coordinator.opening import extend, wish
 from fleetfold.errors import BadConfig
 from fleetfold.ledger import place
 from fleetfold.messages import Answer, Ask, Command, Presence, Report, encode
-from fleetfold.round.run import RunState
+from fleetfold.round.run import RunState, Wish
 from fleetfold.round.state import Phase
 from tests.aws.platform import Platform
 from tests.world import World
@@ -417,3 +418,22 @@ def test_what_fails_in_a_run_that_waits_does_not_keep_the_one_before_it_from_end
     assert found is not None
     assert found[0].state is RunState.DONE
     assert any("trouble" in said for said in platform.troubles), platform.troubles
+
+
+@pytest.mark.parametrize(("what", "state"), [("pause", RunState.PAUSED), ("stop", RunState.STOPPED)])
+def test_a_run_that_is_paused_or_stopped_ends_its_execution_and_another_goes_on_with_it(
+    what: Wish, state: RunState
+) -> None:
+    platform = Platform(3, silent=what == "stop", rounds=3, deadline=600.0)
+    execution = platform.start()
+    while platform.ledger.round("r", 1) is None:
+        platform._happens()
+    wish(platform.ledger, "r", what)
+    platform.invoke("tick", {"run": "r"})
+    platform.live()
+    assert (execution.ended, platform.run().state) == ("SUCCEEDED", state)
+    extend(platform.ledger, "r", None)
+    platform.start("again")
+    platform.live()
+    assert (platform.run().state, platform.run().round) == (RunState.DONE, 3)
+    assert platform.run().version == (3 if what == "pause" else 2)

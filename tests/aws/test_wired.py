@@ -24,6 +24,7 @@ from fleetfold.ledger import Ledger
 from fleetfold.messages import Report, Task, encode
 from fleetfold.ports import fetch
 from fleetfold.round.run import RunState
+from fleetfold.tell.numbers import MORE, SIX
 from fleetfold.wiring import aws as wiring
 from fleetfold.wiring import local
 from fleetfold.wiring.local import Place
@@ -161,6 +162,8 @@ def test_a_run_goes_from_the_command_line_through_the_handlers_to_its_model(
         assert after["phase"] == ("next" if number == 1 else "ended")
     found = emf.metrics(capsys.readouterr().out.splitlines())
     assert {(m.name, m.value) for m in found} >= {("devices_used", 3.0), ("responses_failed", 0.0)}
+    assert {number.name for number in (*SIX, *MORE)} - {m.name for m in found} == {"reported_accuracy"}
+    assert all(0 < m.value < 0.01 for m in found if m.name == "cost")
     assert {m.dimensions for m in found} == {(("fleet", telling.FLEET), ("run", "walk-1"))}
 
     place = Place(deployed.home, "walk-1")

@@ -205,7 +205,8 @@ def test_the_log_is_json_when_asked_for(agent: Agent) -> None:
     agent.join("--log-format", "json")
     agent.settled()
     agent.leave()
-    whats = [json.loads(line)["what"] for line in agent.log().splitlines()]
-    assert whats[0] == "joins"
-    assert "r round 1: delivered" in whats
-    assert whats[-1] == "left"
+    lines = [json.loads(line) for line in agent.log().splitlines()]
+    assert (lines[0]["what"], lines[-1]["what"]) == ("joins", "left")
+    [told] = [line for line in lines if line["what"] == "delivered"]
+    assert (told["run"], told["round"], told["kind"]) == ("r", 1, "train")
+    assert {line["device"] for line in lines} == {lines[0]["device"]}

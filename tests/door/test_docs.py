@@ -38,7 +38,10 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PATIENCE = 300.0
 """Seconds after which a command is taken to hang."""
-LONG = ("hub.md", "how-to.md", "tutorial.md", "privacy.md", "policies.md")
+LONG = (
+    "hub.md", "how-to.md", "tutorial.md", "privacy.md", "policies.md", "numbers.md", "tour.md",
+    "dashboard.md",
+)  # fmt: skip
 """Pages that take a while: they are tried with the fleets."""
 NEEDS = {"privacy.md": "dp_accounting", "flower.md": "flwr", "flower-bridge.md": "flwr"}
 """What has to be installed for a page: its blocks run in the environment that has it (make test-flower)."""

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from io import StringIO
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +28,7 @@ from fleetfold.hub import door as door_module
 from fleetfold.hub import exchange as exchange_module
 from fleetfold.hub.door import SHARE, Door, tls
 from fleetfold.hub.signing import HubSigner
+from fleetfold.log import Log
 from fleetfold.ports import fetch
 from tests.hub.pki import Authority
 
@@ -47,12 +49,12 @@ class Site:
     def __init__(self, folder: Path, slots: int = door_module.SLOTS) -> None:
         self.folder, self.authority = folder, Authority(folder / "pki")
         self.objects = FileObjects(folder / "objects")
-        self.held, self.stored, self.lines = {"a": "a1", "b": "b1"}, list[str](), list[str]()
+        self.held, self.stored, self.log = {"a": "a1", "b": "b1"}, list[str](), StringIO()
         self.now = 1_000_000.0
         certificate = self.authority.issue("localhost", "", server=True)
         self.door = Door(
             self.objects, tls(*certificate, self.authority.file), SECRET,
-            lambda device: self.held.get(device), self.stored.append, self.lines.append, lambda: self.now,
+            lambda device: self.held.get(device), self.stored.append, Log(out=self.log), lambda: self.now,
             host="127.0.0.1", port=0, slots=slots,
         )  # fmt: skip
         self.door.start()
@@ -61,6 +63,11 @@ class Site:
             self.context(*self.authority.issue("a", "a1")),
             self.context(*self.authority.issue("b", "b1")),
         )
+
+    @property
+    def lines(self) -> list[str]:
+        """What it has logged."""
+        return self.log.getvalue().splitlines()
 
     def enrolled(self, device: str) -> ssl.SSLContext:
         self.held[device] = f"{device}1"
@@ -688,6 +695,7 @@ def test_refusals_are_counted_each_and_logged_once(tmp_path: Path) -> None:
     site.door.stop()
     assert site.door.refused == {"absent": 3, "device": 3}
     assert len(site.lines) == 2
+    assert all("refused at the door (" in line and "device=" in line for line in site.lines)
 
 
 def test_a_place_that_is_taken_is_told(site: Site) -> None:

@@ -118,6 +118,24 @@ def test_a_hub_that_is_killed_goes_on_with_the_queue(fleet: Fleet, stage: Path) 
     assert len(fleet.rounds(first)[0].arrived) == 3
 
 
+def test_a_stopped_run_gives_its_devices_to_the_next_and_goes_on_when_it_is_resumed(
+    fleet: Fleet, stage: Path
+) -> None:
+    (stage / "begun device-000 1").unlink(missing_ok=True)
+    (stage / "hold device-000").touch()
+    first, second = begin(fleet, "--rounds", "2"), begin(fleet, "--rounds", "1")
+    fleet.until(lambda: (stage / "begun device-000 1").exists())
+    assert "is given up" in fleet.command("stop", first)
+    assert fleet.until(lambda: fleet.state(first).state is RunState.STOPPED)
+    (stage / "hold device-000").unlink()
+    assert fleet.finished(second).version == 1
+    assert fleet.state(first).state is RunState.STOPPED, "it is nobody's until somebody resumes it"
+    fleet.command("resume", first)
+    resumed = fleet.finished(first)
+    assert [round.phase.value for round in fleet.rounds(first)] == ["failed", "done"]
+    assert (resumed.version, resumed.round) == (1, 2)
+
+
 def test_an_app_that_fails_on_the_devices_fails_the_run_and_show_says_why(
     fleet: Fleet, tmp_path: Path
 ) -> None:

@@ -18,6 +18,7 @@ from fleetfold.round.events import (
     Publish,
     Refused,
     Resumed,
+    Stopped,
     Ticked,
     WakeAt,
 )
@@ -195,7 +196,7 @@ class AnyRound(RuleBasedStateMachine):
         assert decision.reason, "every decision says why"
         if before.phase is Phase.OPEN and decision.round.phase is Phase.FAILED:
             unheard = self.now < before.deadline_at and len(decision.round.owed)
-            assert not unheard, "it does not fail while updates may still come"
+            assert not unheard or isinstance(event, Stopped), "it does not fail while updates may still come"
         if decision.round.phase is not before.phase:
             self.path.append(decision.round.phase)
         self.round, self.todo = decision.round, [*self.todo, *decision.effects]
@@ -217,6 +218,10 @@ class AnyRound(RuleBasedStateMachine):
     @rule(seats=st.frozensets(st.integers(0, 9), max_size=2))
     def the_fold_finds_updates_unfit(self, seats: frozenset[int]) -> None:
         self.feed(Disqualified(seats & self.round.arrived))
+
+    @rule()
+    def somebody_stops_the_run(self) -> None:
+        self.feed(Stopped())
 
     @rule(seconds=st.floats(0, 8))
     def time_passes(self, seconds: float) -> None:
@@ -265,7 +270,7 @@ class AnyRound(RuleBasedStateMachine):
     @invariant()
     def an_ended_round_never_changes(self) -> None:
         if hasattr(self, "path") and self.round.phase in ENDED:
-            for event in (arrived(0), refused(0), Ticked(), Resumed(), Folded(frozenset())):
+            for event in (arrived(0), refused(0), Ticked(), Stopped(), Resumed(), Folded(frozenset())):
                 assert replace(decide(self.round, event, self.now + 99).round) == self.round
 
 

@@ -32,6 +32,18 @@ def held(folder: Path, what: str) -> Iterator[None]:
         yield
 
 
+def is_held(folder: Path) -> bool:
+    """Whether some process holds it now."""
+    try:
+        with (folder / "lock").open("r") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
 def _held_by(text: str, what: str) -> BadConfig:
     try:
         holder = json.loads(text)

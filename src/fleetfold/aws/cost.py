@@ -27,10 +27,11 @@ from fleetfold.errors import BadConfig
 from fleetfold.fold.plan import LAMBDA, Plan, Shard, plan_fold
 from fleetfold.fold.tensors import Header, bytes_of, parse_header, write_header
 from fleetfold.fold.wire import CODECS, Wire
-from fleetfold.ledger import Arrival, Folding
+from fleetfold.ledger import Arrival, Folding, Ledger
 from fleetfold.messages import Form
 from fleetfold.round.state import Round
 from fleetfold.settings import Share, count
+from fleetfold.view import Priced
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -272,7 +273,7 @@ DIFFERENCES = ("int8", "topk")
 POLLS = 5 * 3
 """Requests a minute by which Lambda looks into a queue in which nothing is: five at once, of 20 s each."""
 QUEUES = len(template.BATCH)
-METRICS = len(watching.ROUND) + len(watching.MORE)
+METRICS = len(watching.DRAWN)
 """Numbers of each run, paid for by the hour in which they are written."""
 
 
@@ -376,6 +377,14 @@ def cost_of(
     shards = folding[0].shards if folding is not None else 0
     shape = Shape(shards=max(1, shards), memory=memory)
     return bill(plain(model), work, shape, prices).usd
+
+
+def pricing(ledger: Ledger) -> Priced:
+    """What tells the cost of a round in that ledger."""
+    asked = prices()
+    return lambda round, arrivals, model: cost_of(
+        round, arrivals, model, ledger.folding(layout.round(round.run, round.number, round.kind)), asked
+    )
 
 
 # What to choose

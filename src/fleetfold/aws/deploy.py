@@ -8,9 +8,8 @@ and what is under way is watched to its end.
 
 import hashlib
 import re
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import IO, Any
 
 from msgspec import Struct
 
@@ -68,12 +67,19 @@ def code_bucket(account: Account, stack: str) -> str:
     return f"{stack}-code-{account.id}-{account.region}"
 
 
-def uploaded(account: Account, stack: str, package: Package) -> str:
-    """Zip and template into the stack's bucket for code, where they are not there. → the template's URL."""
+def uploaded(
+    account: Account,
+    stack: str,
+    package: Package,
+    told: Callable[[int, int], None] = lambda done, total: None,
+) -> str:
+    """Zip and template into the stack's bucket for code, where they are not there. `told` hears how much of
+    the zip is there, in bytes of how many. → the template's URL."""
     bucket = code_bucket(account, stack)
     service = account.service("s3", f"bucket {bucket}")
     _bucket(service, account, bucket)
-    _put(service, account, bucket, package.key, package.path)
+    with package.path.open("rb") as file:
+        _put(service, account, bucket, package.key, Followed(file, package.zipped, told))
     body = text().encode()
     key = f"template/{hashlib.sha256(body).hexdigest()}.json"
     _put(service, account, bucket, key, body)
@@ -180,10 +186,26 @@ def _bucket(service: Service, account: Account, bucket: str) -> None:
 _THERE = ("BucketAlreadyOwnedByYou", "BucketAlreadyExists")
 
 
-def _put(service: Service, account: Account, bucket: str, key: str, what: Path | bytes) -> None:
+class Followed:
+    """A file that somebody else reads: how far they are. It may be read again from the beginning."""
+
+    def __init__(self, file: IO[bytes], size: int, told: Callable[[int, int], None]) -> None:
+        self._file, self._size, self._told = file, size, told
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, count: int = -1) -> bytes:
+        data = self._file.read(count)
+        self._told(self._file.tell(), self._size)
+        return data
+
+    def __len__(self) -> int:
+        return self._size
+
+
+def _put(service: Service, account: Account, bucket: str, key: str, what: "Followed | bytes") -> None:
     """Under a key that says its digest: what is there is the same."""
     owned = {"Bucket": bucket, "Key": key, "ExpectedBucketOwner": account.id}
     try:
         service.ask("head_object", expected=["404", "NoSuchKey", "NotFound"], **owned)
     except Declined:
-        service.ask("put_object", **owned, Body=what if isinstance(what, bytes) else what.read_bytes())
+        service.ask("put_object", **owned, Body=what)

@@ -11,6 +11,7 @@ import msgspec
 from msgspec.structs import replace
 
 from fleetfold.adapters.boto import Declined, Service, client
+from fleetfold.adapters.counted import Counted, Wrote, unwatched
 from fleetfold.adapters.poll_bus import Divided, PollBus
 from fleetfold.agent.app import App
 from fleetfold.aws import workflow
@@ -44,10 +45,14 @@ def is_taken(stack: Stack, run: str) -> bool:
     return not wiring.records(stack.table, stack.region).swap(workflow.key(run), encode(Wait()), 0)
 
 
-def submit(stack: Stack, app: App, settings: Settings, model: bytes, place: Place) -> Run:
-    """A new run of all the fleet that there is, whose name was free."""
+def submit(
+    stack: Stack, app: App, settings: Settings, model: bytes, place: Place,
+    wrote: Wrote = unwatched,
+) -> Run:  # fmt: skip
+    """A new run of all the fleet that there is, whose name was free. `wrote` hears how far its first model
+    is."""
     (place.folder / CLOUD).symlink_to(path(place.home.absolute(), stack.name))
-    ledger, objects = local.ledger(place), local.objects(place)
+    ledger, objects = local.ledger(place), Counted(local.objects(place), wrote)
     settings = replace(settings, devices=max(1, len(ledger.fleet())))
     run = open_run(place.run, app.place, settings, model, [], ledger, objects, time.time())
     start(stack, run)
@@ -79,6 +84,14 @@ def again(place: Place) -> None:
     if found is None:
         raise BadConfig(f"run {place.run} was never opened", next="fleetfold run APP --aws")
     start(_stack(place), found[0], f"-{time.time():.0f}")
+
+
+def nudge(place: Place) -> None:
+    """A turn of the run now: something was asked of it. The same twice is the same. Raises Unavailable."""
+    stack = _stack(place)
+    service = Service(client("lambda", region_name=stack.region), "AWS Lambda")
+    said = msgspec.json.encode({"run": place.run})
+    service.ask("invoke", FunctionName=stack.functions["tick"], InvocationType="Event", Payload=said)
 
 
 def start(stack: Stack, run: Run, more: str = "") -> None:

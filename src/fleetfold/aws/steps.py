@@ -21,7 +21,7 @@ from fleetfold.adapters import poll_bus
 from fleetfold.adapters.posting import LIFETIME
 from fleetfold.aws import mail, workflow
 from fleetfold.aws.mail import Message
-from fleetfold.aws.workflow import Standing, Wait
+from fleetfold.aws.workflow import PhaseOfRun, Standing, Wait
 from fleetfold.coordinator import Coordinator, cutting, errands
 from fleetfold.coordinator.cutting import Told, Unfinished
 from fleetfold.coordinator.granting import grant
@@ -250,8 +250,8 @@ def _stands(cloud: Cloud, name: str, over: tuple[int, Kind]) -> Standing | None:
     run = _known(ledger, name)
     number, kind = over
     if run.state is not RunState.RUNNING:
-        phase = "ended" if run.state is RunState.DONE else "failed"
-        return Standing(run=name, phase=phase, round=run.round, reason=run.reason)  # type: ignore[arg-type]
+        phase: PhaseOfRun = "failed" if run.state is RunState.FAILED else "ended"  # or it stands
+        return Standing(run=name, phase=phase, round=run.round, reason=run.reason)
     found = ledger.round(name, run.round, run.kind)
     round = found[0] if found else None
     due = round.deadline_at if round else max(run.opens_at, now) + run.settings.deadline
@@ -385,7 +385,9 @@ def _measure(cloud: Cloud, ledger: Ledger, before: Run) -> None:
     for number, kind in product(range(first, run.round + 1), get_args(Kind)):
         found = ledger.round(run.name, number, kind)
         if found is not None and found[0].phase in ENDED and _is_first(cloud, found[0]):
-            cloud.measured(run.name, row(ledger, cloud.objects, found[0], cloud.clock()))
+            from fleetfold.aws.cost import pricing  # once a round: nothing that a cold start has to wait for
+
+            cloud.measured(run.name, row(ledger, cloud.objects, found[0], cloud.clock(), pricing(ledger)))
 
 
 def _is_first(cloud: Cloud, round: Round) -> bool:

@@ -8,27 +8,15 @@ import json
 from typing import Any
 
 from fleetfold.aws.rights import FUNCTIONS, MACHINE, named, resource, sub
+from fleetfold.tell.numbers import MORE, SIX, Number
 
 Data = dict[str, Any]
 
 NAMESPACE = "fleetfold"
-"""Of the metrics that the functions write. Their dimensions are service, which is the fleet, and run."""
-ROUND = (
-    ("accuracy", "accuracy of the model", "Average"),
-    ("loss", "loss of the model", "Average"),
-    ("devices_used", "updates in the model", "Sum"),
-    ("responses_ok", "devices that answered in time", "Sum"),
-    ("responses_failed", "devices that did not", "Sum"),
-    ("run_seconds", "seconds a round", "Average"),
-)
-"""The six numbers of a round: metric, what it is, how it is drawn."""
-MORE = (
-    ("fold_seconds", "seconds a fold", "Average"),
-    ("bytes_up", "bytes of updates", "Sum"),
-    ("bytes_down", "bytes of models", "Sum"),
-    ("late", "updates that came late", "Sum"),
-    ("refused", "updates refused", "Sum"),
-)
+DIMENSIONS = ("fleet", "run")
+"""Of the metrics that the functions write."""
+DRAWN = (*SIX, *MORE)
+"""Of the numbers of a round, those that have a graph: the six first."""
 FIVE_MINUTES = 300
 
 
@@ -67,8 +55,8 @@ def alarms() -> Data:
 def dashboard() -> Data:
     """One page: rounds, the fleet, functions, queues, the workflow, the table, and the newest errors."""
     rounds = [
-        _graph(what, [[{"expression": _each_run(metric, how), "id": "e1"}]])
-        for metric, what, how in (*ROUND, *MORE)
+        _graph(_title(number), [[{"expression": _each_run(number.name, _how(number)), "id": "e1"}]])
+        for number in DRAWN
     ]
     by_function = [
         _graph(
@@ -164,9 +152,18 @@ def _graph(title: str, metrics: list[Any], how: str = "Sum") -> Data:
     }
 
 
+def _title(number: Number) -> str:
+    return number.title + (f", {number.unit}" if number.unit not in ("", "count") else "")
+
+
+def _how(number: Number) -> str:
+    """What of several rounds within a point of the graph: seconds are of each."""
+    return "Sum" if number.adds and number.unit != "seconds" else "Average"
+
+
 def _each_run(metric: str, how: str) -> str:
     """A line for every run that has told the metric."""
-    which = f'Namespace="{NAMESPACE}" service="${{Fleet}}" MetricName="{metric}"'
+    which = f'{{{NAMESPACE},{",".join(DIMENSIONS)}}} MetricName="{metric}" fleet="${{Fleet}}"'
     return f"SEARCH('{which}', '{how}', {FIVE_MINUTES})"
 
 

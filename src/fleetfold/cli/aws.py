@@ -18,6 +18,7 @@ from fleetfold.cli.fleet import claim, installed
 from fleetfold.cli.greengrass import greengrass
 from fleetfold.cli.init import APP
 from fleetfold.cli.places import shown
+from fleetfold.cli.progress import bar, progress
 from fleetfold.cli.run import LOOK
 from fleetfold.errors import BadConfig, Unavailable
 from fleetfold.local import run as local_run
@@ -92,7 +93,8 @@ def deploy(
     account = deployment.account(region)
     stacks = deployment.stacks(account)
     _finish(stacks, stack)
-    made = package(home() / "aws" / "package", python=python, modules=with_ or [])
+    with progress("fetching the functions' libraries and packing them"):
+        made = package(home() / "aws" / "package", python=python, modules=with_ or [])
     slow = f"; its fold is numpy's, which is slower: {made.why_slow}" if made.why_slow else ""
     console.print(f"functions: Python {made.python}, {size(made.zipped)} zipped{slow}", markup=False)
     given |= {
@@ -101,7 +103,10 @@ def deploy(
         "Runtime": f"python{made.python}",
     }
     given.setdefault("IotEndpoint", deployment.iot_endpoint(account))
-    proposed = deployment.proposed(stacks, stack, deployment.uploaded(account, stack, made), given)
+    with progress("uploading the functions", unit="bytes") as told:
+        url = deployment.uploaded(account, stack, made, told)
+    with progress("planning what changes"):
+        proposed = deployment.proposed(stacks, stack, url, given)
     _show_plan(console, proposed)
     if proposed.changes and not (plan or yes or _agreed(f"Deploy {stack} to {account.region}?")):
         plan = True
@@ -116,7 +121,8 @@ def deploy(
     first = None
     if proposed.changes:
         stacks.execute(proposed)
-        standing, first = _watched(stacks, stack, before[-1].id if before else "")
+        last = before[-1].id if before else ""
+        standing, first = _watched(stacks, stack, last, len(proposed.changes))
     found = deployment.deployed(stack, account.region, standing, first)
     where = save(home(), found)
     console.print(
@@ -335,16 +341,19 @@ def _finish(stacks: "Stacks", stack: str) -> None:
         _watched(stacks, stack, "")
 
 
-def _watched(stacks: "Stacks", stack: str, after: str) -> "tuple[Standing | None, Happening | None]":
+def _watched(
+    stacks: "Stacks", stack: str, after: str, changes: int = 0
+) -> "tuple[Standing | None, Happening | None]":
     from fleetfold.aws.stacks import followed
 
-    with _display() as show:
+    with _display(changes) as show:
         return followed(stacks, stack, after, show)
 
 
 @contextmanager
-def _display() -> "Iterator[Callable[[Sequence[Happening]], None]]":
-    """Shows what happens: in a terminal, what is under way below what is done; else a line each."""
+def _display(changes: int = 0) -> "Iterator[Callable[[Sequence[Happening]], None]]":
+    """Shows what happens: in a terminal, what is under way below what is done, and how far it is of so many
+    changes (0: nobody knows); else a line each."""
     console = terminal()
     if not sys.stdout.isatty():
 
@@ -354,10 +363,14 @@ def _display() -> "Iterator[Callable[[Sequence[Happening]], None]]":
 
         yield lines
         return
+    from rich.console import Group
     from rich.live import Live
     from rich.text import Text
 
     under_way: dict[str, str] = {}
+    done = set[str]()
+    bars = bar("resources")
+    task = bars.add_task("", total=changes or None)
     with Live(console=console, auto_refresh=False, transient=True) as live:
 
         def show(news: "Sequence[Happening]") -> None:
@@ -366,9 +379,12 @@ def _display() -> "Iterator[Callable[[Sequence[Happening]], None]]":
                     under_way[each.resource] = each.status
                 else:
                     under_way.pop(each.resource, None)
+                    done.add(each.resource)
                     _show_event(live.console, each)
             names = ", ".join(list(under_way)[:6])
-            live.update(Text(f"{len(under_way)} under way: {names}", style="dim"), refresh=True)
+            bars.update(task, completed=min(len(done), changes) if changes else len(done))
+            line = Text(f"{len(under_way)} under way: {names}", style="dim")
+            live.update(Group(line, bars.get_renderable()), refresh=True)
 
         yield show
 

@@ -10,13 +10,9 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from fleetfold import layout
 from fleetfold.cli.board import dollars, plain_table, terminal
 from fleetfold.errors import BadConfig
-from fleetfold.ledger import Ledger
 from fleetfold.settings import seconds, share, size
-from fleetfold.view import Priced
-from fleetfold.wiring.local import Place, where
 
 if TYPE_CHECKING:
     from fleetfold.aws.cost import Bill, Prices
@@ -100,18 +96,6 @@ def cost(
         print(msgspec.json.encode(told).decode())
     else:
         terminal().print(_shown(chosen.bill, chosen.reason, asked, rounds, model_of.PARTS))
-
-
-def priced(place: Place, ledger: Ledger) -> Priced | None:
-    """What tells the cost of a round of that run, if it is one that is paid for by the round."""
-    if where(place) != "cloud":
-        return None
-    from fleetfold.aws.cost import cost_of, prices
-
-    asked = prices()
-    return lambda round, arrivals, model: cost_of(
-        round, arrivals, model, ledger.folding(layout.round(round.run, round.number, round.kind)), asked
-    )
 
 
 def _prices(path: Path | None) -> "Prices":

@@ -5,7 +5,6 @@ It reads the ledger as anybody could; the run does not know that it is watched.
 
 import sys
 import time
-from typing import get_args
 
 import msgspec
 from rich.console import Console, Group
@@ -14,11 +13,13 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from fleetfold.messages import Kind
+from fleetfold import layout
+from fleetfold.log import Log
 from fleetfold.round.run import Run, RunState
 from fleetfold.round.state import ENDED
 from fleetfold.settings import size
-from fleetfold.view import Row, row, title, trained
+from fleetfold.tell.teller import announce
+from fleetfold.view import Following, Row, title, trained
 from fleetfold.wiring import local as wiring
 from fleetfold.wiring.local import Place
 
@@ -26,19 +27,18 @@ EVERY = 0.1
 """Seconds between two looks at the ledger: what a person can follow, and what costs the run nothing."""
 
 
-SCORED = 2
-"""Exchanges after which the model of one may still be scored."""
-
-
 class Board:
-    """Called by the run with its state. `style`: "table", "lines" or "json"."""
+    """Called by the run with its state. `style`: "table", "lines" or "json"; or a log to tell of rounds and
+    of devices that were refused."""
 
-    def __init__(self, place: Place, console: Console, style: str) -> None:
+    def __init__(self, place: Place, console: Console, style: str | Log) -> None:
         self._place, self._console, self._style = place, console, style
         self._rows: dict[tuple[int, str], Row] = {}
         self._looked = 0.0
         self._live: Live | None = None
         self._opened, self._out = False, sys.stdout
+        self._run: Run | None = None
+        self._writing, self._began, self._whole = "", 0.0, 0
 
     def __enter__(self) -> "Board":
         if self._style == "table":
@@ -62,30 +62,44 @@ class Board:
         self._looked = now
         if not self._opened:
             self._ledger, self._objects = wiring.ledger(self._place), wiring.objects(self._place)
-            self._opened = True
+            self._following, self._opened = Following(self._ledger, self._objects, run.name), True
+        self._run = run
         self._catch_up(run)
         if self._live is not None:
             self._live.update(self._table(run, ready), refresh=True)
 
+    def wrote(self, key: str, done: int) -> None:
+        """That a fold has written so many bytes of a model: told in a terminal, where it takes a while."""
+        now = time.monotonic()
+        if self._live is None or self._run is None or "/models/" not in key:
+            return
+        if key != self._writing:
+            self._writing, self._began, self._looked = key, now, now
+            self._whole = self._objects.size(layout.model(self._run.name, 0)) or done
+        if now - self._looked < EVERY:
+            return
+        self._looked = now
+        left = (now - self._began) * (self._whole - done) / max(1, done)
+        share = min(1.0, done / max(1, self._whole))
+        told = f"folding: {share:.0%} of {size(self._whole)} written, about {max(0.0, left):.0f} s left"
+        self._live.update(Group(self._table(self._run, 0), Text(told, style="cyan")), refresh=True)
+
     def _catch_up(self, run: Run) -> None:
-        """Read the rounds that may have changed since the last look: the last one seen, and what follows. An
-        app of another framework may score a model when its round, and the next exchange, have ended."""
-        open_before = [r for r in self._rows.values() if r.phase not in ENDED]
-        number = open_before[0].round if open_before else (max((n for n, _ in self._rows), default=0))
-        for n in range(max(1, number - (SCORED if run.messages else 0)), run.round + 1):
-            for kind in get_args(Kind):
-                known = self._rows.get((n, kind))
-                over = known is not None and known.phase in ENDED
-                found = None if over and not run.messages else self._ledger.round(run.name, n, kind)
-                if found is not None:
-                    new = self._rows[n, kind] = row(self._ledger, self._objects, found[0], time.time())
-                    if new.phase in ENDED and not (over and new == known):
-                        self._say(new, run, again=over)
+        """Read the rounds that may have changed since the last look, and say which have ended, or were scored
+        since."""
+        for new in self._following.look(time.time()):
+            known = self._rows.get((new.round, new.kind))
+            over = known is not None and known.phase in ENDED
+            self._rows[new.round, new.kind] = new
+            if new.phase in ENDED and not (over and new == known):
+                self._say(new, run, again=over)
 
     def _say(self, row: Row, run: Run, *, again: bool) -> None:
         """`again`: it was said before, and is scored since."""
         if self._style == "json":
             print(msgspec.json.encode(row).decode(), flush=True, file=self._out)
+        elif isinstance(self._style, Log):
+            announce(self._style, self._ledger, run.name, row)
         elif self._style == "lines":
             self._console.print(
                 f"{_called(row, run)} {row.scored_by if again else f'{row.phase}: {row.reason}'};"
@@ -142,7 +156,7 @@ def rounds_table(rows: list[Row], width: int) -> Table:
             column, justify="right", no_wrap=True, min_width=8 if column in ("up", "down") else None
         )
     if wide := width >= 110:
-        table.add_column("reason", overflow="ellipsis", no_wrap=True, ratio=1)
+        table.add_column("reason", overflow="ellipsis", no_wrap=True, ratio=1, max_width=width - 80)
     for r in rows:
         refused = f"[red]{r.refused}[/]" if r.refused else "0"
         late = f"+{r.credited}" if r.credited else ""

@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +20,7 @@ from fleetfold.cli import fleet as on_aws
 from fleetfold.cli.places import shown
 from fleetfold.errors import BadConfig, typed
 from fleetfold.layout import checked_name
+from fleetfold.log import Log, Shape
 from fleetfold.wiring.local import home, hub_folder, hub_records
 
 hub = App(name="hub", help="Keep a hub on site: a broker, a door for objects and the coordinator in one box.")
@@ -93,6 +93,7 @@ def serve(
     broker: Annotated[
         str, Parameter(help="use this broker, mqtts://HOST:PORT, instead of starting one")
     ] = "",
+    log_format: Annotated[Shape, Parameter(help="what it tells as it goes, a line each")] = "text",
 ) -> None:
     """Serve the fleet, until Ctrl-C: broker, door, and whatever runs are in the queue.
 
@@ -103,22 +104,21 @@ def serve(
 
     - `fleetfold hub init --host 192.168.1.5` and then `fleetfold hub`
     - `fleetfold hub --broker mqtts://broker.factory.example:8883`
+    - `fleetfold hub --log-format json`
     """
     installed()
     from fleetfold.hub.serve import Hub
 
     folder = hub_folder(home())
 
-    def say(sentence: str) -> None:
-        print(f"{datetime.now():%Y-%m-%d %H:%M:%S} {sentence}", file=sys.stderr, flush=True)
-
+    log = Log(log_format, sys.stderr, dated=True)
     with held(folder / "process", f"the hub in {shown(folder)}"):
-        served = Hub(home(), say, broker)
+        served = Hub(home(), log, broker)
         for number in (signal.SIGTERM, signal.SIGINT):
             # Not in the handler itself: the lock may be held by whom it interrupts.
             signal.signal(number, lambda *_: threading.Thread(target=served.stop).start())
-        served.serve(say)
-    say("the hub has left; its devices train on, and the next one goes on from here")
+        served.serve(log)
+    log("the hub has left; its devices train on, and the next one goes on from here")
 
 
 @hub.command

@@ -15,6 +15,7 @@ from fleetfold import __version__
 from fleetfold.cli.ask import ask
 from fleetfold.cli.aws import aws
 from fleetfold.cli.check import check_device
+from fleetfold.cli.dashboard import dashboard, pause, resume, stop
 from fleetfold.cli.demo import demo
 from fleetfold.cli.device import agent, join
 from fleetfold.cli.export import export
@@ -22,10 +23,12 @@ from fleetfold.cli.flower import flower
 from fleetfold.cli.hub import enroll, hub, revoke
 from fleetfold.cli.init import init
 from fleetfold.cli.plan import plan
+from fleetfold.cli.report import compare, report
 from fleetfold.cli.run import run
 from fleetfold.cli.show import devices, runs, show
 from fleetfold.cli.sim import sim
 from fleetfold.cli.split import split
+from fleetfold.cli.watch import watch
 from fleetfold.errors import told, typed
 
 app = App(
@@ -39,8 +42,8 @@ app = App(
     help_format="markdown",
 )
 for command in (
-    demo, init, run, sim, runs, show, devices, export, split, plan, hub, enroll, revoke, ask, join, agent,
-    check_device, flower, aws,
+    demo, init, run, sim, runs, show, watch, dashboard, pause, stop, resume, devices, report, compare, export,
+    split, plan, hub, enroll, revoke, ask, join, agent, check_device, flower, aws,
 ):  # fmt: skip
     app.command(command)
 

@@ -14,6 +14,7 @@ from rich.table import Table
 from fleetfold.agent.app import App
 from fleetfold.cli.places import shown
 from fleetfold.errors import BadConfig
+from fleetfold.round.run import Run
 from fleetfold.settings import NAMES, Settings, default, meaning, resolve, show
 
 _GROUP = Group("Settings", help="Also in fleetfold.toml, and as FLEETFOLD_… in the environment.")
@@ -38,15 +39,18 @@ Flags: Any = flags_of([name for name in NAMES if name != "app"], "Flags")
 
 
 def settings_of(
-    app: App, flags: Any, below: Mapping[str, Mapping[str, Any]] | None = None
+    app: App, flags: Any, below: Mapping[str, Mapping[str, Any]] | None = None, like: Run | None = None
 ) -> tuple[Settings, dict[str, str]]:
     """What a run of `app` is told, and where each value came from; `below`: what counts less than the file.
-    Raises BadConfig."""
+    Of one `like` another: from that one, but for flags. Raises BadConfig."""
     given = {name: value for name, value in asdict(flags).items() if value is not None}
     file = app.folder / "fleetfold.toml"
-    settings, places = resolve(
-        {**(below or {}), shown(file): _file(file), "environment": _environment(), "flag": given}
-    )
+    layers: dict[str, Mapping[str, Any]]
+    if like is None:
+        layers = {**(below or {}), shown(file): _file(file), "environment": _environment()}
+    else:
+        layers = {f"run {like.name}": {name: getattr(like.settings, name) for name in NAMES}}
+    settings, places = resolve({**layers, "flag": given})
     # A run is resumed from any folder: the paths that it was told must not depend on this one.
     absolute = {
         n: str(Path(v).expanduser().absolute()) for n in ("data", "init") if (v := getattr(settings, n))

@@ -8,7 +8,7 @@ import msgspec
 from cyclopts import Parameter
 from rich.markup import escape
 
-from fleetfold.cli.aws_cost import priced
+from fleetfold.aws.pricing import priced
 from fleetfold.cli.board import COLOURS, dollars, number, plain_table, rounds_table, terminal
 from fleetfold.cli.places import all_runs, existing
 from fleetfold.errors import BadConfig, shown, typed

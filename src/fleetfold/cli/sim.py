@@ -5,12 +5,11 @@ from typing import Annotated
 
 import msgspec
 from cyclopts import Parameter
-from rich.console import Console
-from rich.progress import Progress
 
 from fleetfold.agent.app import App, check, find_app, import_paths, load_trainer
 from fleetfold.agent.trainer import Trainer
 from fleetfold.cli.board import plain_table, terminal
+from fleetfold.cli.progress import progress
 from fleetfold.cli.settings import Flags, settings_of
 from fleetfold.errors import BadConfig
 from fleetfold.settings import NAMES, Settings
@@ -103,8 +102,5 @@ def _varied(vary: str | None) -> tuple[str, list[str]]:
 
 
 def _watched(fleet: Profile, app: App, trainer: Trainer, settings: Settings) -> Simulated:
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("rounds", total=settings.rounds)
-        return simulate(
-            fleet, app, trainer, settings, lambda round: progress.update(task, completed=round - 1)
-        )
+    with progress("simulating", unit="rounds") as told:
+        return simulate(fleet, app, trainer, settings, lambda round: told(round - 1, settings.rounds))

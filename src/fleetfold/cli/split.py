@@ -8,9 +8,8 @@ from typing import Annotated, Any
 import numpy as np
 from cyclopts import Parameter
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import track
 
+from fleetfold.cli.progress import progress
 from fleetfold.datasets.files import Columns, load
 from fleetfold.datasets.partition import Indices, by_column, dirichlet, iid, shards
 from fleetfold.errors import BadConfig, typed
@@ -37,7 +36,8 @@ def split(
     - `fleetfold split mnist/ --out shares --devices 100 --by shards:2`
     - `fleetfold split patients.csv --out shares --by column:hospital`
     """
-    columns = load(source.expanduser())
+    with progress(f"reading {source}"):
+        columns = load(source.expanduser())
     if not 0 <= test < 1:
         raise BadConfig(f"--test {test}: a share, from 0 up to 1")
     if devices < 1:
@@ -55,8 +55,10 @@ def split(
     shares, names = _shares(kept, by, labels, devices, seed)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for index, share in enumerate(track(shares, f"writing to {out}", console=Console(stderr=True))):
-            _save(out / f"device-{index:03}.npz", kept, share)
+        with progress(f"writing to {out}", unit="devices") as told:
+            for index, share in enumerate(shares):
+                _save(out / f"device-{index:03}.npz", kept, share)
+                told(index + 1, len(shares))
         if len(held_out):
             _save(out / "test.npz", columns, held_out)
         if names:

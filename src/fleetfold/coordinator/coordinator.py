@@ -52,7 +52,7 @@ from fleetfold.fold.recipe import Unfit
 from fleetfold.ledger import Arrival, Ledger, place
 from fleetfold.messages import Metrics, Task
 from fleetfold.ports import Alarm, Control, Objects, fetch
-from fleetfold.round.decide import opened
+from fleetfold.round.decide import STOPPED, opened
 from fleetfold.round.events import (
     Disqualified,
     Effect,
@@ -63,10 +63,11 @@ from fleetfold.round.events import (
     Invite,
     Publish,
     Resumed,
+    Stopped,
     WakeAt,
     Withheld,
 )
-from fleetfold.round.run import Run, RunState, advance
+from fleetfold.round.run import Run, RunState, advance, halted
 from fleetfold.round.state import ENDED, Phase, Round
 from fleetfold.round.where import eligible
 from fleetfold.settings import Settings
@@ -116,10 +117,13 @@ class Coordinator:
         is not to be opened."""
         self._reception.take_in()
         while True:
-            run, _ = self._run()
+            run, at = self._run()
             if run.state is not RunState.RUNNING:
                 return float("inf")
             found = self._ledger.round(run.name, run.round, run.kind)
+            if found is None and run.wish:
+                self._ledger.save_run(halted(run, self._clock()), expect=at)
+                continue
             if found is None and not opening:
                 return float("inf")
             if found is None:
@@ -131,6 +135,8 @@ class Coordinator:
             round, version = found
             if round.phase in ENDED and not round.outbox:
                 self._go_on(round)
+            elif run.wish == "stop" and round.phase is Phase.OPEN and not round.outbox:
+                self._engine.feed(round, Stopped())
             elif (wake := self._engine.tend(round, version)) is not None:
                 return wake
 
@@ -287,7 +293,8 @@ class Coordinator:
             if round.policy.buffered and round.phase is Phase.FAILED:
                 give_back(self._ledger, round)
             rounds = heard(self._ledger, round)
-            teach(self._ledger, rounds, self._seats, settings.turnaround_decay, self._stopwatch)
+            if round.closed_because != STOPPED:
+                teach(self._ledger, rounds, self._seats, settings.turnaround_decay, self._stopwatch)
             retire(self._ledger, self._objects, round, settings)
 
     # Going on

@@ -15,7 +15,7 @@ from fleetfold.fold.tensors import header_in
 from fleetfold.ledger import Ledger
 from fleetfold.ports import Objects
 from fleetfold.round.fleet import Device, in_run
-from fleetfold.round.run import Run, RunState
+from fleetfold.round.run import Run, RunState, Wish
 from fleetfold.round.select import Rule, choose
 from fleetfold.round.state import Round
 from fleetfold.settings import Settings
@@ -59,6 +59,18 @@ def next_round(
     )  # fmt: skip
 
 
+def wish(ledger: Ledger, name: str, what: Wish) -> Run:
+    """Ask of the run what whoever drives it is to do; "" takes that back. → the run as it is then. Raises
+    BadConfig if there is none."""
+    while True:
+        found = ledger.run(name)
+        if found is None:
+            raise BadConfig(f"there is no run {name}", next="fleetfold runs")
+        run = replace(found[0], wish=what if found[0].state is RunState.RUNNING else "")
+        if run == found[0] or ledger.save_run(run, found[1]):
+            return run
+
+
 def cohort_of(objects: Objects, where: str, names: Sequence[str]) -> str:
     """Write down the cohort of the round with that key. → the cohort's own key, by its digest."""
     text = msgspec.json.encode(names)
@@ -83,7 +95,8 @@ def open_messages(
 
 
 def extend(ledger: Ledger, name: str, rounds: int | None) -> None:
-    """Give the run more to do: rounds up to that many, or what it failed at. Raises BadConfig."""
+    """Give the run more to do: rounds up to that many, what it failed at, or what it was paused or stopped
+    before. Raises BadConfig."""
     while True:
         found = ledger.run(name)
         assert found is not None
@@ -98,9 +111,12 @@ def _again(run: Run, rounds: int | None) -> Run:
         if rounds < run.round:
             raise BadConfig(f"run {run.name} stands at round {run.round}; --rounds {rounds} is behind it")
         run = replace(run, settings=replace(run.settings, rounds=rounds))
+    if run.state in (RunState.PAUSED, RunState.STOPPED):
+        settings = replace(run.settings, rounds=max(run.settings.rounds, run.round))
+        return replace(run, settings=settings, state=RunState.RUNNING, wish="", ended_at=0.0, reason="")
     due = run.state is RunState.FAILED or (run.state is RunState.DONE and run.round < run.settings.rounds)
     if not due:
-        return run
+        return replace(run, wish="")
     # The round where it stands has ended: the next one is due, even if it was to have been the last.
     settings = replace(run.settings, rounds=max(run.settings.rounds, run.round + 1))
     return replace(

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from fleetfold.errors import shown
 from fleetfold.ledger import Ledger
-from fleetfold.messages import Presence
+from fleetfold.messages import Presence, Report
 from fleetfold.round.fleet import Device, heard
 
 WORDS = 200
@@ -72,3 +72,8 @@ def short(presence: Presence) -> Presence:
     """As it is kept: every round reads the whole registry."""
     words = {name: shown(getattr(presence, name), WORDS) for name in ("reason", "model", "agent")}
     return replace(presence, **words)
+
+
+def brief(report: Report) -> Report:
+    """What a device is at, as it is kept: without more words of its own than a person reads."""
+    return replace(report, run=shown(report.run, WORDS), reason=shown(report.reason, WORDS))

@@ -22,10 +22,10 @@ from fleetfold.adapters.lock import held
 from fleetfold.bundle import Bundle, Claim
 from fleetfold.device import keys, status, terms, unit
 from fleetfold.device.conditions import root
-from fleetfold.device.log import Log
 from fleetfold.device.supervisor import Supervisor
 from fleetfold.device.terms import Home, Terms
 from fleetfold.errors import BadConfig, told
+from fleetfold.log import Log
 from fleetfold.wiring import device as wiring
 
 
@@ -106,7 +106,8 @@ def _take_in(home: Home, given: argparse.Namespace) -> None:
 
 
 def _run(home: Home, mine: Bundle, chosen: Terms, given: argparse.Namespace, *, trial: bool) -> int:
-    log, stop = Log(chosen.log_format), threading.Event()
+    log = Log(chosen.log_format, fleet=mine.fleet, device=mine.device)
+    stop = threading.Event()
     link = wiring.link_by(given.link, mine, home.path)
     life = (root() / "proc/sys/kernel/random/boot_id").read_text().strip()
     supervisor = Supervisor(

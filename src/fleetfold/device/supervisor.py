@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import Any
 
 from msgspec.structs import replace
 
@@ -37,11 +38,11 @@ from fleetfold.device.lines import (
     Step,
 )
 from fleetfold.device.link import FleetLink
-from fleetfold.device.log import Log
 from fleetfold.device.presence import Herald
 from fleetfold.device.status import Doing, Ledge, State, Told, born
 from fleetfold.device.terms import Home, Terms
 from fleetfold.errors import BadConfig
+from fleetfold.log import Log
 from fleetfold.messages import PROTOCOL, Answer, Command, Presence, Report, Task
 from fleetfold.messages import State as Answering
 from fleetfold.ports import Records
@@ -53,6 +54,9 @@ SURE = 15.0
 """Seconds after which a broker that we are connected to has told of our task, if there is one."""
 BUSY, CALM = 1.0, 10.0
 """Seconds between two looks at everything, at work and else."""
+LASTING = 5.0
+"""Seconds after which a step of a task is told to who watches; what is quicker is told by its end."""
+TOLD = ("fetching", "training", "evaluating", "delivering")
 
 
 class Supervisor:
@@ -75,7 +79,7 @@ class Supervisor:
         self._errands = Errands()
         self._at_work: Hand | Command | None = None
         self._began = self._idle_since = self._measured = timer()
-        self._step, self._step_since = Step("loading"), timer()
+        self._step, self._step_since, self._told_step = Step("loading"), timer(), ""
         self._connected, self._since, self._started = False, timer(), timer()
         self._why = ""  # it is not connected
         self._remembered = True  # whether the broker has known our session all along
@@ -134,6 +138,7 @@ class Supervisor:
             self._take(task)
         self._hear_worker()
         self._keep_in_bounds()
+        self._tell_step()
         self._begin()
         self._show()
         self._ledge.leave(self._state())
@@ -155,7 +160,7 @@ class Supervisor:
                 self._link.report(entry.report)
             elif self._hand is None:
                 self._hand = Hand(entry.task, self._timer(), resumed=True)
-                self._log("goes on with", task=_name(entry.task))
+                self._log("goes on with", **_of(entry.task))
             else:  # an older promise than that of the task in hand: nobody waits for it
                 self._settle(entry.task, "refused", "left off: another task came", tell=True)
 
@@ -170,7 +175,7 @@ class Supervisor:
                 self._link.answer(last)
         why = "" if self._link.connected else self._link.why or self._why  # while it tries it has none
         if why != self._why and why:
-            self._log("not connected", broker=self._link.broker, why=why)
+            self._log("not connected", broker=self._link.broker, reason=why)
         self._why = why
         if self._link.connected != self._connected:
             self._connected, self._since = self._link.connected, self._timer()
@@ -197,7 +202,7 @@ class Supervisor:
                 self._hand.task = task  # the same one, with fresh addresses
             return
         self._leave_off("refused", "left off: a newer task came", tell=True)
-        self._log("task", task=_name(task))
+        self._log("task", **_of(task))
         worst = task.most + (0 if (self._home.cache / task.digest).exists() else task.size)
         reason = unable(task, self._terms, self._guard.memory) or self._budget.refusal(worst)
         if reason:
@@ -219,7 +224,7 @@ class Supervisor:
         if answer is None:
             answer = report(task, state, reason)
             self._journal.settle(task, answer)
-            self._note(_name(task), state, reason)
+            self._note(_name(task), state, reason, **_of(task))
         if tell or answer.reason != reason:
             self._link.report(answer)
 
@@ -246,7 +251,7 @@ class Supervisor:
     def _give(self, given: Answer, what: str) -> None:
         self._link.answer(given)
         self._errands.answered(given)
-        self._note(f"command {what}", given.state, given.reason)
+        self._note(f"command {what}", given.state, given.reason, command=what)
 
     # The worker
 
@@ -270,7 +275,7 @@ class Supervisor:
             if failing != hand.waits:
                 hand.waits = failing
                 self._link.report(report(hand.task, "progress", waits))
-                self._log(waits, task=_name(hand.task))
+                self._log("waits", reason=waits, **_of(hand.task))
             return
         hand.waits = ""
         if not hand.begun:
@@ -280,7 +285,7 @@ class Supervisor:
 
     def _start(self, work: Hand | Command, order: Do) -> None:
         self._at_work, self._began = work, self._timer()
-        self._step, self._step_since = Step("loading"), self._timer()
+        self._step, self._step_since, self._told_step = Step("loading"), self._timer(), ""
         self._child.do(order)
 
     def _hear_worker(self) -> None:
@@ -297,7 +302,7 @@ class Supervisor:
         match line:
             case Said(report):
                 self._link.report(report)
-                self._note(_name(report), report.state, report.reason)
+                self._note(_name(report), report.state, report.reason, **_of(report))
             case Answered(given) if isinstance(self._at_work, Command):
                 self._give(given, self._at_work.what)
             case Spent(count):
@@ -305,7 +310,7 @@ class Supervisor:
             case Step():
                 if line.what == "paused" or line.what != self._step.what:
                     self._step_since = self._timer()
-                    self._log(line.what, why=line.reason)
+                    self._log(line.what, reason=line.reason, **self._about())
                 self._step = line
             case Done():
                 if self._at_work is self._hand:
@@ -318,7 +323,7 @@ class Supervisor:
     def _bury(self, how: str) -> None:
         """The worker has died by itself: out of memory, or by a fault in what it ran."""
         work, self._at_work = self._at_work, None
-        self._log("the worker died", why=how)
+        self._log("the worker died", reason=how, **self._about(work))
         if isinstance(work, Command):
             self._give(answer(work, "failed", f"the process died: {how}"), work.what)
         elif work is not None and work is self._hand:
@@ -326,6 +331,14 @@ class Supervisor:
             if max(work.deaths, self._journal.attempts(work.task)) >= ATTEMPTS:
                 reason = f"the process died {ATTEMPTS} times at this task, the last time {how}"
                 self._leave_off("failed", reason, tell=True)
+
+    def _tell_step(self) -> None:
+        """Once of each that lasts."""
+        hand, what = self._hand, self._step.what
+        lasts = self._timer() - self._step_since >= LASTING
+        if hand is not None and self._at_work is hand and lasts and what in TOLD and what != self._told_step:
+            self._told_step = what
+            self._link.report(report(hand.task, "progress", what))
 
     def _keep_in_bounds(self) -> None:
         """Memory that no limit sees, of processes that training has started; conditions that fail."""
@@ -339,7 +352,7 @@ class Supervisor:
                 reason = f"it took {size(taken)} of memory, the limit is {size(self._terms.memory)}"
                 self._break_off(work, reason)
         elif isinstance(work, Hand) and self._guard.failing() > BEARABLE:
-            self._log("stopped", task=_name(work.task), why=self._guard.waits())
+            self._log("stopped", reason=self._guard.waits(), **_of(work.task))
             self._end_worker()
             self._journal.excuse(work.task, work.attempts)
 
@@ -372,11 +385,16 @@ class Supervisor:
 
     # What is shown
 
-    def _note(self, what: str, state: str, reason: str) -> None:
+    def _about(self, work: Hand | Command | None = None) -> dict[str, Any]:
+        """Facts of what is at work, or of `work`."""
+        work = work or self._at_work
+        return {"command": work.what} if isinstance(work, Command) else _of(work.task) if work else {}
+
+    def _note(self, what: str, state: str, reason: str, **about: Any) -> None:
         if state in ("accepted", "progress"):
             return
         self._told.append(Told(self._timer(), what, state, reason))
-        self._log(f"{what}: {state}", why=reason)
+        self._log(state, reason=reason, **about)
 
     def _state(self) -> State:
         pid = os.getpid()
@@ -400,6 +418,10 @@ class Supervisor:
         if hand is not None and hand is not work:
             found.append(Doing(_name(hand.task), hand.taken, "waiting", hand.taken, self._guard.waits()))
         return found
+
+
+def _of(task: Task | Report) -> dict[str, Any]:
+    return {"run": task.run, "round": task.round, "kind": task.kind}
 
 
 def _name(task: Task | Report) -> str:

@@ -10,7 +10,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from fleetfold.local.devices import simulated
 from fleetfold.local.run import Watch, at_work
 from fleetfold.round.run import Run, RunState
 from fleetfold.settings import Settings
+from fleetfold.tell.teller import Teller
 from fleetfold.wiring import local as wiring
 from fleetfold.wiring.local import Place
 
@@ -100,6 +101,14 @@ def _drive(prepared: Prepared, place: Place, watch: Watch, run: Run, *, resumed:
     if run.state is not RunState.RUNNING:
         watch(run, 0)
         return run
+    if wiring.where(place) != "here":  # else whoever takes in for it tells of it
+        return _driven(prepared, place, watch, run, resumed=resumed)
+    teller = Teller(place.folder, wiring.ledger(place), wiring.objects(place), place.run)
+    with closing(teller):
+        return _driven(prepared, place, teller.beside(watch), run, resumed=resumed)
+
+
+def _driven(prepared: Prepared, place: Place, watch: Watch, run: Run, *, resumed: bool) -> Run:
     with logged(place.folder / LOG), _exchanges(prepared, place, watch, run) as (messenger, idle):
         ledger = wiring.ledger(place)
         if wiring.where(place) == "here":

@@ -23,7 +23,7 @@ from typing import Any
 from aiohttp import web
 
 from fleetfold.adapters.objects import FileObjects
-from fleetfold.errors import BadConfig, blame, shown
+from fleetfold.errors import BadConfig, blame
 from fleetfold.hub.exchange import GRACE, Answer, Exchange, Peer
 from fleetfold.hub.signing import Refusal
 
@@ -55,7 +55,7 @@ class Door:
 
     def __init__(
         self, objects: FileObjects, tls: ssl.SSLContext, secret: bytes,
-        current: Callable[[str], str | None], stored: Callable[[str], None], log: Callable[[str], None],
+        current: Callable[[str], str | None], stored: Callable[[str], None], log: Callable[..., None],
         clock: Callable[[], float], *, host: str = "", port: int = 8443, slots: int = SLOTS,
     ) -> None:  # fmt: skip
         self.refused: Counter[str] = Counter()
@@ -190,7 +190,7 @@ class Door:
         self.refused[word] += 1
         if (word, device) not in self._told and len(self._told) < TOLD:
             self._told.add((word, device))
-            self._log(shown(f"door: {device or 'someone'}: {sentence}"))
+            self._log("refused at the door", device=device or "someone", reason=sentence)
 
 
 class _Served(web.Server):

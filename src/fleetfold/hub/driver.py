@@ -20,6 +20,7 @@ from fleetfold.hub.scorer import Scorer
 from fleetfold.messages import Report
 from fleetfold.ports import Control, Letter, Objects
 from fleetfold.round.run import RunState
+from fleetfold.tell.teller import Says, Teller
 from fleetfold.wiring import hub as wiring
 from fleetfold.wiring.local import Place
 
@@ -94,7 +95,9 @@ class Hearing:
 class Driver:
     """Raises BadConfig where the run or its app cannot be found. `repeat`: the bus has lost its memory."""
 
-    def __init__(self, place: Place, bus: MqttBus, objects: Objects, stored: Stored, *, away: bool) -> None:
+    def __init__(
+        self, place: Place, bus: MqttBus, objects: Objects, stored: Stored, say: Says, *, away: bool
+    ) -> None:
         found = wiring.ledger(place).run(place.run)
         if found is None:
             raise BadConfig(f"run {place.run} was never opened", next="fleetfold run APP --hub")
@@ -116,7 +119,9 @@ class Driver:
                 place, found[0].settings, objects, self._control, time.time, self._scorer.score, bus.ignored,
                 away=away,
             )  # fmt: skip
+        self._ledger = wiring.ledger(place)
         self._resumed, self._wake, self._messages = False, 0.0, found[0].messages
+        self._teller = Teller(place.folder, wiring.ledger(place), objects, place.run, say)
 
     def step(self) -> float:
         """→ when to look again at the latest, in seconds since the epoch; infinity when the run has ended."""
@@ -125,7 +130,7 @@ class Driver:
             self._resumed = True
         elif self.repeat:
             self._driven.repeat()
-        elif time.time() < self._wake and not self._control.letters():
+        elif time.time() < self._wake and not self._control.letters() and not self._wished():
             return self._wake
         self.repeat = False
         self._wake = self._driven.step()
@@ -133,9 +138,16 @@ class Driver:
             found = wiring.ledger(self._place).run(self.run)
             over = found is None or found[0].state is not RunState.RUNNING
             self._wake = float("inf") if over else min(self._wake, time.time() + SOON)
+        self._teller.look()
         return self._wake
 
+    def _wished(self) -> bool:
+        """Whether somebody has asked anything of the run."""
+        found = self._ledger.run(self.run)
+        return found is not None and found[0].wish != ""
+
     def close(self) -> None:
+        self._teller.close()
         if self._scorer:
             self._scorer.close()
         self._log.close()

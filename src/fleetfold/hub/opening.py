@@ -5,6 +5,7 @@ from pathlib import Path
 
 from msgspec.structs import replace
 
+from fleetfold.adapters.counted import Counted, Wrote, unwatched
 from fleetfold.agent.app import App
 from fleetfold.coordinator.opening import open_messages, open_run
 from fleetfold.errors import BadConfig
@@ -25,12 +26,16 @@ def check(home: Path) -> None:
         raise BadConfig("nobody belongs to this hub's fleet yet", next="fleetfold enroll DEVICE")
 
 
-def submit(app: App, settings: Settings, model: bytes, place: Place) -> Run:
+def submit(
+    app: App, settings: Settings, model: bytes, place: Place,
+    wrote: Wrote = unwatched,
+) -> Run:  # fmt: skip
     """A new run of the hub's, of all the fleet that there is. It has its place in the queue before it is
-    there: should this process die in between, the hub passes over what was never opened."""
+    there: should this process die in between, the hub passes over what was never opened. `wrote` hears how
+    far its first model is."""
     wiring.attach(place)
     ledger, records = wiring.ledger(place), wiring.records(place.home)
-    objects = local.objects(place, durable=True)
+    objects = Counted(local.objects(place, durable=True), wrote)
     settings = replace(settings, devices=max(1, len(ledger.fleet())))
     desk.queue(records, place.run, time.time())
     run = open_run(place.run, app.place, settings, model, [], ledger, objects, time.time())

@@ -19,7 +19,7 @@ from fleetfold import layout
 from fleetfold.adapters.posting import LIFETIME
 from fleetfold.coordinator import errands
 from fleetfold.coordinator.granting import grant, refused
-from fleetfold.coordinator.registrar import Registrar
+from fleetfold.coordinator.registrar import Registrar, brief
 from fleetfold.errors import BadConfig, FleetfoldError, Unavailable, blame, shown, told
 from fleetfold.hub import desk
 from fleetfold.hub.authority import site
@@ -29,7 +29,8 @@ from fleetfold.hub.driver import Driver, Stored
 from fleetfold.hub.enrol import credential
 from fleetfold.hub.signing import HubSigner
 from fleetfold.ledger import Ledger
-from fleetfold.messages import Answer, Ask, Command, Grant
+from fleetfold.log import Log
+from fleetfold.messages import Answer, Ask, Command, Grant, encode
 from fleetfold.ports import Signer, pause
 from fleetfold.round.run import RunState
 from fleetfold.wiring import hub as wiring
@@ -43,7 +44,6 @@ OPENING = 60.0
 """Seconds that may pass between a run's place in the queue and its opening."""
 SERVER = ("server.pem", "server.key", "ca.pem")
 """Of the hub's folder: what the door is known by, and whose certificates it takes."""
-Log = Callable[[str], None]
 
 
 class Hub:
@@ -129,7 +129,10 @@ class Hub:
     def _attend(self) -> None:
         """To what devices say besides their answers to tasks, and to what other processes have left."""
         answers = (letter.report for letter in self._bus.letters())
-        seen = [report.device for report in (*self._bus.progress(), *answers)]
+        progress = self._bus.progress()
+        if progress:  # nobody acts on it, but who watches may want to know
+            self._records.put_many([(layout.doing(r.device), encode(brief(r))) for r in progress])
+        seen = [report.device for report in (*progress, *answers)]
         self._registrar.take(self._bus.presences(), seen, time.time())
         for ask in self._bus.asks():
             self._bus.grant(self._granted(ask))
@@ -181,10 +184,10 @@ class Hub:
             return LOOK
         try:
             if self._driver is None:
-                self._log(f"run {first.run} goes on")
+                self._log("the run goes on", run=first.run)
                 self._driver = Driver(
                     Place(self._home, first.run), self._bus, self._objects, self._stored,
-                    away=bool(self._site.objects),
+                    self._log, away=bool(self._site.objects),
                 )  # fmt: skip
             wake = self._driver.step()
         except BadConfig as error:
@@ -196,7 +199,7 @@ class Hub:
         else:
             if wake != float("inf"):
                 return wake - time.time()
-            self._log(f"run {first.run} has ended")
+            self._log("the run has ended", run=first.run)
             self._end(first)
         return 0.0
 
@@ -209,7 +212,7 @@ class Hub:
             ):
                 return waiting
             if time.time() - waiting.at > OPENING:
-                self._log(f"run {waiting.run} was never opened")
+                self._log("the run was never opened", run=waiting.run)
                 desk.leave(self._records, waiting)
         return None
 
@@ -221,7 +224,7 @@ class Hub:
         self._bus.acknowledge([letter.receipt for letter in strays])
 
     def _fail(self, failed: desk.Waiting, why: str) -> None:
-        self._log(f"run {failed.run} failed: {why}")
+        self._log("the run failed", run=failed.run, reason=why)
         ledger = wiring.ledger(Place(self._home, failed.run))
         while (found := ledger.run(failed.run)) and found[0].state is RunState.RUNNING:
             ended = replace(found[0], state=RunState.FAILED, reason=why, ended_at=time.time())

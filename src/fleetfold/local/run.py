@@ -8,12 +8,13 @@ import itertools
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 from msgspec import Struct
 
 from fleetfold import layout
+from fleetfold.adapters.counted import Wrote, unwatched
 from fleetfold.adapters.lock import held
 from fleetfold.agent.app import App, check, import_paths, load_trainer, tester, users_code
 from fleetfold.agent.trainer import Trainer
@@ -28,6 +29,7 @@ from fleetfold.local.workers import Hinting, Workers
 from fleetfold.ports import Control
 from fleetfold.round.run import Run, RunState
 from fleetfold.settings import Settings
+from fleetfold.tell.teller import Teller
 from fleetfold.wiring import local as wiring
 from fleetfold.wiring.local import Place
 
@@ -50,18 +52,18 @@ def prepare(app: App, settings: Settings) -> Prepared:
     return Prepared(app, settings, trainer, _first_model(app, trainer, settings))
 
 
-def start(prepared: Prepared, place: Place, watch: Watch) -> Run:
-    """Open a new run in its place and drive it to its end."""
+def start(prepared: Prepared, place: Place, watch: Watch, wrote: Wrote = unwatched) -> Run:
+    """Open a new run in its place and drive it to its end. `wrote` hears how far a fold is."""
     app, settings = prepared.app, prepared.settings
     with held(place.folder, f"run {place.run}"):
         durable = wiring.is_durable(settings)
         ledger, objects = wiring.ledger(place, durable=durable), wiring.objects(place, durable=durable)
         names = [device.name for device in simulated(settings)]
         open_run(place.run, app.place, settings, prepared.model, names, ledger, objects, time.time())
-        return _drive(app, prepared.trainer, place, ledger, watch, resumed=False)
+        return _to_its_end(app, prepared.trainer, place, ledger, watch, wrote, resumed=False)
 
 
-def resume(place: Place, app: App | None, rounds: int | None, watch: Watch) -> Run:
+def resume(place: Place, app: App | None, rounds: int | None, watch: Watch, wrote: Wrote = unwatched) -> Run:
     """Go on with a run from where it stood. `rounds`: train until that many are done instead."""
     with held(place.folder, f"run {place.run}"):
         ledger = wiring.ledger(place)
@@ -77,7 +79,7 @@ def resume(place: Place, app: App | None, rounds: int | None, watch: Watch) -> R
             app = App(place.run.rpartition("-")[0], run.app, str(folder))
         trainer = _loaded(app, run.settings)
         extend(ledger, place.run, rounds)
-        return _drive(app, trainer, place, ledger, watch, resumed=True)
+        return _to_its_end(app, trainer, place, ledger, watch, wrote, resumed=True)
 
 
 def new_place(home: Path, app: str) -> Place:
@@ -125,21 +127,38 @@ def _first_model(app: App, trainer: Trainer, settings: Settings) -> bytes:
         raise BadConfig(f"{app.place}: init(): {error.sentence}") from None
 
 
-def _drive(app: App, trainer: Trainer, place: Place, ledger: Ledger, watch: Watch, *, resumed: bool) -> Run:
+def _to_its_end(
+    app: App, trainer: Trainer, place: Place, ledger: Ledger, watch: Watch, wrote: Wrote, *, resumed: bool
+) -> Run:
+    """Or to where it is paused or stopped; it goes on if somebody has resumed it before it was left."""
+    while True:
+        run = _drive(app, trainer, place, ledger, watch, wrote, resumed=resumed)
+        found = ledger.run(place.run)
+        if found is None or found[0].state is not RunState.RUNNING:
+            return run
+
+
+def _drive(
+    app: App, trainer: Trainer, place: Place, ledger: Ledger, watch: Watch, wrote: Wrote, *, resumed: bool
+) -> Run:
     found = ledger.run(place.run)
     assert found is not None
     run, _ = found
+    teller = Teller(place.folder, ledger, wiring.objects(place), place.run)
     if run.state is not RunState.RUNNING:
+        teller.look()
         watch(run, 0)
         return run
-    with at_work(app, place, run, watch) as (workers, control):
-        coordinator = wiring.coordinator(place, run.settings, control, time.time, tester(app, trainer))
+    with closing(teller), at_work(app, place, run, watch) as (workers, control):
+        coordinator = wiring.coordinator(place, run.settings, control, time.time, tester(app, trainer), wrote)
         if resumed:
             coordinator.resume()
         while (wake := coordinator.step()) != float("inf"):
             run, _ = ledger.run(place.run) or (run, 0)
             watch(run, workers.ready)
+            teller.look()
             workers.wait(min(wake - time.time(), 0.25))
+        teller.look()
     run, _ = ledger.run(place.run) or (run, 0)
     watch(run, 0)
     return run

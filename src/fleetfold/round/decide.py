@@ -24,12 +24,15 @@ from fleetfold.round.events import (
     Publish,
     Refused,
     Resumed,
+    Stopped,
     Ticked,
     WakeAt,
     Withheld,
 )
 from fleetfold.round.state import Phase, Round
 
+STOPPED = "the run was stopped"
+"""Why such a round closed: nothing can be learnt from it about its devices."""
 Close = Callable[[Round, float], str]
 """The user's own rule for when to stop waiting: (round, now) → why the round is to be folded, or ""."""
 
@@ -130,6 +133,10 @@ def _withhold(round: Round, event: Withheld, now: float, close: Close | None) ->
     return _fail(round, now, event.reason)
 
 
+def _give_up(round: Round, event: Stopped, now: float, close: Close | None) -> Decision:
+    return _fail(replace(round, closed_because=STOPPED), now, STOPPED)
+
+
 def _renew(round: Round, event: Ticked, now: float, close: Close | None) -> Decision:
     if now < round.leased_at + round.policy.lease:
         return Decision(round, reason=round.reason)
@@ -172,6 +179,7 @@ TRANSITIONS: dict[tuple[Phase, type[Event]], Transition] = {
     (Phase.OPEN, Arrived): Transition(_collect, _CLOSES),
     (Phase.OPEN, Refused): Transition(_strike, _CLOSES),
     (Phase.OPEN, Ticked): Transition(_tick, _CLOSES),
+    (Phase.OPEN, Stopped): Transition(_give_up, (Phase.FAILED,)),
     (Phase.OPEN, Resumed): Transition(_ask_again, (Phase.OPEN,)),
     (Phase.FOLDING, Disqualified): Transition(_take_out, (Phase.FOLDING, Phase.FAILED)),
     (Phase.FOLDING, Withheld): Transition(_withhold, (Phase.FAILED,)),

@@ -43,6 +43,10 @@ class Withheld(Struct, frozen=True, tag=True):
     reason: str
 
 
+class Stopped(Struct, frozen=True, tag=True):
+    """Somebody has stopped the run."""
+
+
 class Ticked(Struct, frozen=True, tag=True):
     """Time has passed."""
 
@@ -62,7 +66,7 @@ class Folded(Struct, frozen=True, tag=True):
     release: int = 0  # which private release the model is
 
 
-Event = Arrived | Refused | Disqualified | Withheld | Ticked | Resumed | Folded
+Event = Arrived | Refused | Disqualified | Withheld | Stopped | Ticked | Resumed | Folded
 
 
 class Invite(Struct, frozen=True, tag=True):

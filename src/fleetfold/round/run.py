@@ -1,7 +1,9 @@
 """What a run is, and what comes after a round: the next one, an evaluation, the end.
 
     RUNNING ──rounds done──▶ DONE
-       └────too many failed rounds in a row──▶ FAILED
+     ▲ ├────too many failed rounds in a row──▶ FAILED
+     │ └────as is wished of it──▶ PAUSED, STOPPED ─┐
+     └──────────────────resumed────────────────────┘
 
 A run stands at one round; `advance` moves it on when that round has ended, and only then, so that
 the same ended round twice changes nothing.
@@ -9,6 +11,7 @@ the same ended round twice changes nothing.
 
 from collections.abc import Callable
 from enum import StrEnum
+from typing import Literal
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -20,8 +23,15 @@ from fleetfold.settings import Settings
 
 class RunState(StrEnum):
     RUNNING = "running"
+    PAUSED = "paused"  # between two rounds; nobody drives it until it is resumed
+    STOPPED = "stopped"  # the same, and the round that was open was given up for it
     DONE = "done"
     FAILED = "failed"
+
+
+Wish = Literal["", "pause", "stop"]
+"""What people ask of a run, and whoever drives it obeys: to pause when the open round has ended, or to give
+that round up and stop now."""
 
 
 class Run(Struct, frozen=True, kw_only=True):
@@ -41,6 +51,7 @@ class Run(Struct, frozen=True, kw_only=True):
     messages: bool = False  # its rounds are opened by an app of another framework, which sends messages
     ended_at: float = 0.0
     reason: str = ""
+    wish: Wish = ""  # what has not been obeyed yet
 
 
 Cadence = Callable[[float], float]
@@ -55,6 +66,8 @@ def advance(run: Run, round: Round, now: float, cadence: Cadence) -> Run:
         return run
     if round.kind == "evaluate":
         return _next(run, round, now, cadence)
+    if round.phase is Phase.FAILED and run.wish == "stop":
+        return halted(replace(run, round=round.number + 1), now)
     if round.phase is Phase.FAILED:
         failed = run.failed + 1
         if failed >= run.settings.patience:
@@ -73,3 +86,10 @@ def _next(run: Run, round: Round, now: float, cadence: Cadence) -> Run:
         return replace(run, kind="train", state=RunState.DONE, ended_at=now, reason=why)
     opens_at = max(now, round.opened_at + cadence(now - round.opened_at))
     return replace(run, kind="train", round=round.number + 1, opens_at=opens_at, reason="")
+
+
+def halted(run: Run, now: float) -> Run:
+    """`run` after what was wished of it: it stands before a round that is not opened until it is resumed."""
+    state = RunState.STOPPED if run.wish == "stop" else RunState.PAUSED
+    what = f"round {run.round}" if run.kind == "train" else f"the evaluation after round {run.round}"
+    return replace(run, state=state, ended_at=now, reason=f"{state} before {what}", wish="")

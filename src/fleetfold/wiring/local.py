@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Struct
 
 from fleetfold import layout
+from fleetfold.adapters.counted import Counted, Wrote, unwatched
 from fleetfold.adapters.memory import MemoryBus, MemoryObjects, MemoryRecords, NoAlarm
 from fleetfold.adapters.objects import FileObjects
 from fleetfold.adapters.parted import Parted
@@ -197,12 +198,15 @@ def control(place: Place, *, durable: bool = False) -> Control:
 
 
 def coordinator(
-    place: Place, settings: Settings, control: Control, clock: Callable[[], float], test: Test | None
-) -> Coordinator:
-    """The coordinator of a run on this machine, which must hold the run's lock."""
+    place: Place, settings: Settings, control: Control, clock: Callable[[], float], test: Test | None,
+    wrote: Wrote = unwatched,
+) -> Coordinator:  # fmt: skip
+    """The coordinator of a run on this machine, which must hold the run's lock. `wrote` hears how far models
+    are."""
     durable = is_durable(settings)
+    kept = Counted(objects(place, durable=durable), wrote)
     return Coordinator(
-        place.run, ledger(place, durable=durable), objects(place, durable=durable), control, NoAlarm(),
+        place.run, ledger(place, durable=durable), kept, control, NoAlarm(),
         policies(settings), clock, sole=True, test=test, stopwatch=by_devices_clock,
     )  # fmt: skip
 

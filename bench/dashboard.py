@@ -1,0 +1,228 @@
+"""What the dashboard costs: who watches, and the run that is watched.
+
+a ledger of 10,000 devices and 500 rounds ─▶ pages (bytes, seconds), the server (CPU, memory)
+  the same in Chromium, where there is one ─▶ first paint, everything there, memory of the tab
+a run of its own, with a page on it and without, in turn ─▶ how much slower its rounds are
+"""
+
+import http.client
+import json as text
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from rich.console import Console
+from rich.table import Table
+
+from bench.ledgers import Written
+from fleetfold.wiring import local as wiring
+from fleetfold.wiring.local import Place
+
+APP = Path(__file__).parent / "apps" / "add_one.py"
+TICK = os.sysconf("SC_CLK_TCK")
+
+
+def dashboard(
+    *,
+    devices: Annotated[int, Parameter(help="of the large fleet")] = 10_000,
+    rounds: Annotated[int, Parameter(help="of its run")] = 500,
+    cohort: Annotated[int, Parameter(help="devices of each of them; the last one, open, has all")] = 100,
+    pairs: Annotated[int, Parameter(help="runs with a page and runs without, in turn")] = 5,
+    small: Annotated[int, Parameter(help="devices of those runs, all in each of 60 rounds")] = 100,
+    json: Annotated[bool, Parameter(help="one JSON object a figure", negative="")] = False,
+) -> None:
+    """Pages, first paint and memory with a large fleet, and what being watched costs a run."""
+    found: dict[str, str] = {}
+    with tempfile.TemporaryDirectory(prefix="fleetfold-bench-") as home:
+        written = Written(Path(home), "large", devices=devices, cohort=cohort, rounds=rounds, elsewhere=True)
+        written.rounds(rounds - 1)
+        written.open(devices, now=time.time())
+        written.arrive(devices // 3)
+        with _serving(home) as (process, port):
+            found |= _pages(port, process, written)
+        if find_spec("playwright") and shutil.which("chromium"):
+            with _serving(home) as (process, port):
+                found |= _browser(port)
+        else:
+            print("no Chromium, or no Playwright: make test-browser installs both", file=sys.stderr)
+    if pairs:
+        found |= _slowed(pairs, small)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    table.add_column(f"{devices:,} devices, {rounds} rounds", no_wrap=True)
+    table.add_column("figure", justify="right", no_wrap=True)
+    for what, figure in found.items():
+        if json:
+            print(text.dumps({"what": what, "figure": figure}))
+        table.add_row(what, figure)
+    if not json:
+        Console(highlight=False).print(table)
+
+
+@contextmanager
+def _serving(home: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    words = [sys.executable, "-m", "fleetfold", "dashboard", "--port", "0"]
+    environment = {**os.environ, "FLEETFOLD_HOME": home}
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout is not None
+    address = re.search(r":(\d+)/", process.stdout.readline())
+    assert address is not None
+    try:
+        yield process, int(address[1])
+    finally:
+        process.terminate()
+        process.wait()
+        process.stdout.close()
+
+
+class _Page:
+    """What a page asks, without the page."""
+
+    def __init__(self, port: int, run: str = "latest") -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", port)
+        self._run, self.cursor, self.bytes, self.longest = run, "", 0, 0
+
+    def poll(self) -> dict[str, Any]:
+        self._connection.request("GET", f"/api/poll?run={self._run}&cursor={self.cursor}")
+        body = self._connection.getresponse().read()
+        told: dict[str, Any] = text.loads(body)
+        self.cursor, self.bytes, self.longest = told["cursor"], len(body), max(self.longest, len(body))
+        return told
+
+
+def _pages(port: int, process: subprocess.Popen[str], written: Written) -> dict[str, str]:
+    page, began, polls, first = _Page(port), time.monotonic(), 0, 0.0
+    more = True
+    while more:
+        told = page.poll()
+        polls, first = polls + 1, first or time.monotonic() - began
+        more = told["more"] or told["run"]["todo"] > 1
+        time.sleep(0 if told["more"] else 0.05)
+    everything, used = time.monotonic() - began, _cpu(process.pid)
+    longest, page.longest = page.longest, 0
+    written.arrive(100)
+    while not told.get("lanes"):
+        time.sleep(0.2)
+        told = page.poll()
+    delta = page.bytes
+    for _ in range(10):  # nothing happens any more
+        time.sleep(0.8)
+        page.poll()
+    idle = (_cpu(process.pid) - used) / 10
+    return {
+        "longest page": f"{longest / 1000:.1f} kB",
+        "first page": f"{first:.2f} s",
+        "all pages": f"{polls}, {everything:.1f} s",
+        "page after 100 arrivals": f"{delta / 1000:.1f} kB",
+        "page when nothing has changed": f"{page.bytes / 1000:.1f} kB",
+        "the server: CPU until everything is told": f"{used:.1f} s",
+        "the server: CPU for each poll after that": f"{1000 * idle:.0f} ms",
+        "the server: memory": f"{_memory(process.pid) / 1e6:.0f} MB",
+    }
+
+
+def _browser(port: int) -> dict[str, str]:
+    from playwright.sync_api import sync_playwright  # type: ignore[import-not-found,unused-ignore]
+
+    with sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = chromium.new_page(viewport={"width": 1440, "height": 1000})
+        page.goto("about:blank")
+        before = _renderers()
+        began = time.monotonic()
+        page.goto(f"http://127.0.0.1:{port}/")
+        page.wait_for_function("() => !document.getElementById('all').hidden", polling=20)
+        shown = time.monotonic() - began
+        paint = page.evaluate("() => performance.getEntriesByName('first-contentful-paint')[0].startTime")
+        done = "() => document.getElementById('live').textContent === 'live'"
+        page.wait_for_function(done, polling=50, timeout=120_000)
+        everything = time.monotonic() - began
+        page.wait_for_timeout(3000)
+        tab = max(_private(pid) for pid in _renderers() | before)
+        chromium.close()
+    return {
+        "Chromium: first paint": f"{paint / 1000:.2f} s",
+        "Chromium: the run is on the page": f"{shown:.2f} s",
+        "Chromium: everything is on the page": f"{everything:.1f} s",
+        "Chromium: memory of the tab's process": f"{tab / 1e6:.0f} MB",
+    }
+
+
+def _slowed(pairs: int, devices: int) -> dict[str, str]:
+    """In turn, so that what else the machine does meets both alike."""
+    plain, watched, shares = list[float](), list[float](), list[float]()
+    for _ in range(pairs):
+        plain.append(_run(devices, watch=False)[0])
+        seconds, share = _run(devices, watch=True)
+        watched.append(seconds)
+        shares.append(share)
+    slower = median(w / p for w, p in zip(watched, plain, strict=True)) - 1
+    return {
+        f"a round of {devices} devices, unwatched": f"{1000 * median(plain):.0f} ms",
+        "the same, watched": f"{1000 * median(watched):.0f} ms",
+        "slower by": f"{100 * slower:+.1f} %",
+        "the server's CPU meanwhile": f"{100 * median(shares):.1f} % of one core",
+    }
+
+
+def _run(devices: int, *, watch: bool) -> tuple[float, float]:
+    """→ median seconds of a round, and the server's share of one core."""
+    with tempfile.TemporaryDirectory(prefix="fleetfold-bench-") as home:
+        words = ["run", str(APP), "--devices", str(devices), "--rounds", "60", "--workers", "1", "--json"]
+        environment = {**os.environ, "FLEETFOLD_HOME": home}
+        with _serving(home) as (server, port):
+            process = subprocess.Popen(
+                [sys.executable, "-m", "fleetfold", *words], env=environment, stdout=subprocess.DEVNULL
+            )
+            page, began, used = _Page(port), time.monotonic(), _cpu(server.pid)
+            while process.poll() is None:
+                if watch:
+                    page.poll()
+                time.sleep(0.8)
+            share = (_cpu(server.pid) - used) / (time.monotonic() - began)
+        openings = [
+            round.opened_at for round in wiring.ledger(Place(Path(home), "add_one-1")).rounds("add_one-1")
+        ]
+    return median(after - before for before, after in pairwise(openings[2:])), share
+
+
+def _cpu(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICK
+
+
+def _memory(pid: int) -> int:
+    found = re.search(r"VmRSS:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+    return int(found[1]) * 1024 if found else 0
+
+
+def _renderers() -> set[int]:
+    """Processes of Chromium that draw a page."""
+    found = set[int]()
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if b"--type=renderer" in path.read_bytes():
+                found.add(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def _private(pid: int) -> int:
+    """Bytes that it alone has."""
+    try:
+        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except OSError:
+        return 0
+    return sum(int(kb) for kb in re.findall(r"Private_(?:Clean|Dirty):\s+(\d+)", rollup)) * 1024

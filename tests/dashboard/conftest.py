@@ -1,0 +1,3 @@
+from tests.dashboard.site import home
+
+__all__ = ["home"]
