@@ -10,7 +10,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,9 @@ from fleetfold.flower.grid import LOOK, FleetGrid, Idle
 from fleetfold.flower.opening import Ways, again, begun, configured, describe, found, ways
 from fleetfold.flower.start import Durable, installed
 from fleetfold.local.devices import simulated
-from fleetfold.local.run import Watch, at_work
+from fleetfold.local.run import Watch, at_work, telling
 from fleetfold.round.run import Run, RunState
 from fleetfold.settings import Settings
-from fleetfold.tell.teller import Teller
 from fleetfold.wiring import local as wiring
 from fleetfold.wiring.local import Place
 
@@ -98,17 +97,14 @@ def resume(place: Place, watch: Watch) -> Run:
 
 
 def _drive(prepared: Prepared, place: Place, watch: Watch, run: Run, *, resumed: bool) -> Run:
-    if run.state is not RunState.RUNNING:
-        watch(run, 0)
-        return run
-    if wiring.where(place) != "here":  # else whoever takes in for it tells of it
-        return _driven(prepared, place, watch, run, resumed=resumed)
-    teller = Teller(place.folder, wiring.ledger(place), wiring.objects(place), place.run)
-    with closing(teller):
-        return _driven(prepared, place, teller.beside(watch), run, resumed=resumed)
+    with telling(place, watch) as beside:
+        return _driven(prepared, place, beside, run, resumed=resumed)
 
 
 def _driven(prepared: Prepared, place: Place, watch: Watch, run: Run, *, resumed: bool) -> Run:
+    if run.state is not RunState.RUNNING:
+        watch(run, 0)
+        return run
     with logged(place.folder / LOG), _exchanges(prepared, place, watch, run) as (messenger, idle):
         ledger = wiring.ledger(place)
         if wiring.where(place) == "here":

@@ -25,7 +25,7 @@ from fleetfold.flower.app import FlowerApp
 from fleetfold.flower.leaving import EXIT, Words
 from fleetfold.flower.opening import Ways, again, begun, configured, describe, found
 from fleetfold.local.devices import simulated
-from fleetfold.local.run import Watch, at_work
+from fleetfold.local.run import Watch, at_work, telling
 from fleetfold.round.run import Run, RunState
 from fleetfold.round.state import Phase
 from fleetfold.settings import Settings
@@ -56,7 +56,8 @@ def start(
         if give is not None:
             give(app.app, settings, place)
             return _drive(app, place, found(place), watch, resumed=True)
-        return _drive(app, place, begun(app, settings, place.run), watch, resumed=False)
+        with telling(place, watch) as beside:
+            return _drive(app, place, begun(app, settings, place.run), beside, resumed=False)
 
 
 def resume(place: Place, watch: Watch) -> Run:
@@ -65,7 +66,8 @@ def resume(place: Place, watch: Watch) -> Run:
         run = found(place)
         if run.state is RunState.FAILED:
             again(place)
-        return _drive(flower.find(run.app), place, found(place), watch, resumed=True)
+        with telling(place, watch) as beside:
+            return _drive(flower.find(run.app), place, found(place), beside, resumed=True)
 
 
 def _drive(app: FlowerApp, place: Place, run: Run, watch: Watch, *, resumed: bool) -> Run:
