@@ -103,7 +103,8 @@ def spoilt(change: str):  # type: ignore[no-untyped-def]
 
 REASONS = {
     "nan": "not finite", "shape": "has the shape [3], and not [7]", "name": "'w' is missing",
-    "app": "another version of the app", "message": "it was asked", "weight": "reports no 'weight'", "negative": "is no weight",
+    "app": "another version of the app", "message": "it was asked", "weight": "reports no 'weight'",
+    "negative": "is no weight",
     "metrics": "other metrics than most", "cut": "cut off", "text": "not a file of tensors",
 }  # fmt: skip
 

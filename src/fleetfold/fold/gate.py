@@ -129,7 +129,7 @@ def admit_answer(read: Callable[[int, int], bytes], size: int, expected: Expecte
 
 
 def unlike(header: Header, usual: Header) -> str:
-    """What tells the tensors of one file from those of another, but for their order and dtypes; "": nothing."""
+    """What tells the tensors of one file from those of another, order and dtypes aside; "": nothing."""
     theirs, ours = ({t.name: t.shape for t in h.tensors} for h in (header, usual))
     for name in sorted(ours.keys() - theirs.keys()):
         return f"tensor {name[:80]!r} is missing"
