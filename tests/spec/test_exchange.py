@@ -102,8 +102,9 @@ def spoilt(change: str):  # type: ignore[no-untyped-def]
 
 
 REASONS = {
-    "nan": "not finite", "shape": "has the shape", "name": "is missing", "app": "another version of the app",
-    "message": "it was asked", "weight": "reports no 'weight'", "negative": "is no weight",
+    "nan": "not finite", "shape": "has the shape [3], and not [7]", "name": "'w' is missing",
+    "app": "another version of the app", "message": "it was asked", "weight": "reports no 'weight'",
+    "negative": "is no weight",
     "metrics": "other metrics than most", "cut": "cut off", "text": "not a file of tensors",
 }  # fmt: skip
 
@@ -119,6 +120,23 @@ def test_an_answer_that_is_not_what_it_has_to_be_is_left_out(change: str, fold: 
     ((device, reason),) = messenger.refusals(1)
     assert device == "d0"
     assert REASONS[change] in reason
+
+
+def test_an_app_whose_answers_all_have_other_tensors_than_it_sent_is_handed_them() -> None:
+    def head(device: str, data: bytes) -> bytes:
+        tensors, about = read(data)
+        return write({"head": tensors["w"][:2]}, about)
+
+    talk = Talk(exchanges=1, tamper=head)
+    with pytest.raises(KeyError, match="w"):
+        talk.live()
+    assert len(talk.messenger(ALIVE).replies(1)) == 4
+
+
+def test_of_two_answers_that_are_not_alike_that_is_right_which_has_what_was_sent() -> None:
+    talk = Talk(devices=2, exchanges=1, tamper=spoilt("name"), quorum=1)
+    talk.live()
+    assert [reply.device for reply in talk.messenger(ALIVE).replies(1)] == ["d1"]
 
 
 def test_wrong_names_nan_and_silence_leave_the_other_two() -> None:

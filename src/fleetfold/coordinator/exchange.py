@@ -47,7 +47,7 @@ class Terms(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     timeout: float = 3600.0  # seconds for which the app waits
     wanted: int = 0  # answers that it wants, where more were asked; 0: of all
-    alike: bool = False  # answers' tensors have the names and shapes of what was sent
+    alike: bool = False  # answers' tensors have the names and shapes of most; if undecided, of what was sent
     weight: str = ""  # a metric that each answer has to report: its weight
     same_metrics: bool = False  # answers report the metrics that most of them do
     fold: str = ""  # mean, median, trimmed_mean, krum or multi_krum of the answers; "": none
@@ -105,15 +105,15 @@ def opened(
     )  # fmt: skip
 
 
-def gate(round: Round, batch: Batch, header: Callable[[str], Header]) -> Gate:
-    """What the answers of an exchange have to be. `header`: that of a content by its key."""
+def gate(round: Round, batch: Batch) -> Gate:
+    """What the answers of an exchange have to be."""
     sent = {each.device: each for each in batch.sent}
 
     def admitted(device: str, read: Callable[[int, int], bytes], size: int) -> Admitted:
         asked = sent[device]
         expected = ExpectedAnswer(
             run=round.run, round=round.number, device=device, message=asked.message, most=most(asked),
-            alike=header(asked.content) if batch.terms.alike else None, weight=batch.terms.weight,
+            weight=batch.terms.weight,
         )  # fmt: skip
         return admit_answer(read, size, expected)
 

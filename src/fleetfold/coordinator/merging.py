@@ -22,6 +22,7 @@ from fleetfold.coordinator.folding import hashed, passes
 from fleetfold.coordinator.sources import header_of, opened
 from fleetfold.errors import BadUpdate
 from fleetfold.fold.fold import measured
+from fleetfold.fold.gate import unlike
 from fleetfold.fold.plan import Site
 from fleetfold.fold.recipe import NOT_FINITE, Recipe, Unfit
 from fleetfold.fold.robust import ROBUST, distances, multi_krum, rounded
@@ -37,13 +38,16 @@ EXACT = frozenset({"F32", "F64"})
 
 
 def merged(
-    objects: Objects, round: Round, arrivals: Sequence[Arrival], terms: Terms, site: Site
+    objects: Objects, round: Round, arrivals: Sequence[Arrival], terms: Terms, like: Header | None, site: Site
 ) -> Fold | None:
     """The fold of the answers, in the order given; None where none is asked for, or where they cannot be
-    folded as they are. Raises Unfit, naming the arrivals' keys."""
+    folded as they are. `like`: of what was sent, if answers are to be alike. Raises Unfit, naming the
+    arrivals' keys."""
     if terms.same_metrics:
-        _alike(arrivals)
+        _same_metrics(arrivals)
     headers = [_header(objects, arrival) for arrival in arrivals]
+    if like is not None:
+        _same_tensors(arrivals, headers, like)
     weights = [float(a.metrics.get(terms.weight) or 0.0) if terms.weight else 1.0 for a in arrivals]
     model = headers[0] if terms.fold and sum(weights) > 0 and _foldable(headers) else None
     if model is None:
@@ -55,7 +59,27 @@ def merged(
     return _folded(objects, round, arrivals, weights, terms, model, key, site)
 
 
-def _alike(arrivals: Sequence[Arrival]) -> None:
+def _same_tensors(arrivals: Sequence[Arrival], headers: Sequence[Header], like: Header) -> None:
+    """Raises Unfit for those whose tensors have other names or shapes than most have: an app may answer with
+    a part of what it was sent, if all do. If undecided, those are right that have what was sent."""
+    forms = [_form(header) for header in headers]
+    counted = Counter(forms)
+    if len(counted) <= 1:
+        return
+    usual = max(counted, key=lambda form: (counted[form], form == _form(like), -forms.index(form)))
+    right = headers[forms.index(usual)]
+    wrong = [
+        (a.key, unlike(h, right)) for a, h, f in zip(arrivals, headers, forms, strict=True) if f != usual
+    ]
+    why = wrong[0][1]
+    raise Unfit([key for key, reason in wrong if reason == why], f"its tensors are not those of most: {why}")
+
+
+def _form(header: Header) -> frozenset[tuple[str, tuple[int, ...]]]:
+    return frozenset((tensor.name, tensor.shape) for tensor in header.tensors)
+
+
+def _same_metrics(arrivals: Sequence[Arrival]) -> None:
     """Raises Unfit for those that report other metrics than most do; of sets as common, the first."""
     reported = [frozenset(arrival.metrics) for arrival in arrivals]
     if len(set(reported)) > 1:

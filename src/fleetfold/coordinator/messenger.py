@@ -306,9 +306,12 @@ class Messenger:
 
     def _merged(self, round: Round) -> Event:
         counted = self._counted(round)
-        terms = self._batch(round.batch).terms
+        batch = self._batch(round.batch)
+        terms, like = batch.terms, None
+        if terms.alike and batch.sent:
+            like = self._header(batch.sent[0].content)
         try:
-            fold = merged(self._objects, round, counted, terms, self._site)
+            fold = merged(self._objects, round, counted, terms, like, self._site)
         except Unfit as unfit:
             return self._strike(round, counted, unfit)
         reported = summary(counted).get("trained", {})
@@ -331,7 +334,7 @@ class Messenger:
     # Reading
 
     def _gate(self, round: Round) -> Gate:
-        return exchange.gate(round, self._batch(round.batch), self._header)
+        return exchange.gate(round, self._batch(round.batch))
 
     def _counted(self, round: Round) -> list[Arrival]:
         here = {a.seat: a for a in self._ledger.arrivals(place(round)).values()}

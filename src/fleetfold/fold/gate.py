@@ -20,8 +20,8 @@ METRICS_LIMIT = 64
 """Metrics that an update may report, and characters in the name of one."""
 OWN = 1 << 12
 """Bytes that a codec's own tensors may take in a model of few values; they are small beside many."""
-ANSWER_HEADER, ANSWER_TENSORS = 4 << 20, 10_000
-"""Bytes of header, and tensors, that an answer to a message may have whatever was sent."""
+ANSWER_HEADER, ANSWER_TENSORS = 16 << 20, 100_000
+"""Bytes of header, and tensors, that an answer to a message may have."""
 EXAMPLES_LIMIT = 1 << 40
 """More examples than any device has: above it, a weight is an attack."""
 SECONDS_LIMIT = 1e9
@@ -48,7 +48,6 @@ class ExpectedAnswer(Struct, frozen=True, kw_only=True):
     device: str
     message: Envelope  # that it answers, and which app it is of
     most: int  # bytes that it may have
-    alike: Header | None = None  # its tensors have these names and shapes; None: any
     weight: str = ""  # a metric that has to be there, finite and not below 0
 
 
@@ -101,10 +100,8 @@ def admit_answer(read: Callable[[int, int], bytes], size: int, expected: Expecte
     `read` as of `admit`."""
     if size > expected.most:
         raise BadUpdate(f"too long: {size} bytes, at most {expected.most} are read of an answer")
-    alike = expected.alike.tensors if expected.alike else ()
-    header_most = sum(len(t.name) + 200 for t in alike) * 4 + ANSWER_HEADER
-    begin = header_length(read(0, min(size, PREFIX)), size, header_most)
-    header = parse_header(read(0, begin), size, max(ANSWER_TENSORS, 2 * len(alike)))
+    begin = header_length(read(0, min(size, PREFIX)), size, ANSWER_HEADER)
+    header = parse_header(read(0, begin), size, ANSWER_TENSORS)
     try:
         update = _HEADER.decode(header.metadata)
     except (msgspec.MsgspecError, RecursionError) as error:
@@ -118,8 +115,6 @@ def admit_answer(read: Callable[[int, int], bytes], size: int, expected: Expecte
         raise BadUpdate(f"answers {answer.reply_to[:80] if answer else ''!r}, it was asked {asked.id!r}")
     if answer.app != asked.app:
         raise BadUpdate(f"comes from another version of the app: {answer.app[:12]}, not {asked.app[:12]}")
-    if expected.alike is not None and answer.error is None:
-        _same_shapes(header, expected.alike)
     weight = update.metrics.get(expected.weight, 1) if expected.weight else 1
     if expected.weight and answer.error is None and expected.weight not in update.metrics:
         raise BadUpdate(f"reports no {expected.weight[:80]!r}")
@@ -133,17 +128,17 @@ def admit_answer(read: Callable[[int, int], bytes], size: int, expected: Expecte
     return Admitted(update, begin)
 
 
-def _same_shapes(header: Header, alike: Header) -> None:
-    """The tensors of what was sent, whatever their order and, of floats, their width."""
-    theirs, ours = ({t.name: (t.dtype, t.shape) for t in h.tensors} for h in (header, alike))
+def unlike(header: Header, usual: Header) -> str:
+    """What tells the tensors of one file from those of another, order and dtypes aside; "": nothing."""
+    theirs, ours = ({t.name: t.shape for t in h.tensors} for h in (header, usual))
     for name in sorted(ours.keys() - theirs.keys()):
-        raise BadUpdate(f"tensor {name[:80]!r} is missing")
+        return f"tensor {name[:80]!r} is missing"
     for name in sorted(theirs.keys() - ours.keys()):
-        raise BadUpdate(f"tensor {name[:80]!r} is not in what was sent")
-    for name, (_, shape) in theirs.items():
-        if shape != ours[name][1]:
-            sent = list(ours[name][1])[:8]
-            raise BadUpdate(f"tensor {name[:80]!r} has the shape {list(shape)[:8]}, in what was sent {sent}")
+        return f"tensor {name[:80]!r} is not among them"
+    for name, shape in theirs.items():
+        if shape != ours[name]:
+            return f"tensor {name[:80]!r} has the shape {list(shape)[:8]}, and not {list(ours[name])[:8]}"
+    return ""
 
 
 def largest(model: Header | None) -> int:
