@@ -6,6 +6,8 @@ had been delivered. With --suspend it is the app's own process that dies, of whi
 
 import itertools
 import signal
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -141,3 +143,11 @@ def test_a_process_that_is_kept_is_answered_from_the_record(undisturbed: bytes, 
     assert code == 0, errors
     assert not (desk.trained() - before).keys() & there
     assert not (desk.folder / "home/runs/app-1/models").exists()
+
+
+def test_who_waits_for_devices_has_no_flower_in_memory() -> None:
+    ask = (
+        "import sys, fleetfold.cli.flower, fleetfold.flower.turns; print(sorted({'flwr'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", ask], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

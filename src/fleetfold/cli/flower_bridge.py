@@ -202,6 +202,7 @@ class Board:
 def rows_table(rows: Sequence["Row"], now: float) -> Table:
     """One row for each device."""
     table = plain_table("device", "SuperNode", "now", "forwarded", "failed", "reason")
+    table.columns[1].justify = table.columns[2].justify = "left"
     for row in rows:
         link = row.standing
         colour = {"connected": "green", "starting": "yellow"}.get(link.state if link else "", "red")
