@@ -4,7 +4,8 @@
     memory      8 devices × 50 MB  the same                   ├ all processes on this machine
     simulation  100 devices        run_simulation             ┘ ours: hub and MQTT; local workers
 
-Training adds one, in the simulation nothing (apps/flower). Both sides run in one environment: `make test-flower` makes .venv-flower.
+Training adds one, in the simulation nothing (apps/flower). Both sides run in one environment, which
+`make test-flower` makes: .venv-flower.
 """
 
 import os

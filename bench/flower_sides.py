@@ -1,6 +1,6 @@
 """One measured side of `flower`: the app bench/apps/flower, by Flower's own server and nodes, or by ours.
 
-    python -m bench.flower_sides superlink|hub|simulation|local DEVICES ROUNDS MEGABYTES ADD ─▶  one line of JSON
+    python -m bench.flower_sides SIDE DEVICES ROUNDS MEGABYTES ADD  ─▶  one line of JSON
 
 superlink   flower-superlink, a flower-supernode for each device, `flwr run`
 hub         fleetfold hub with its broker, `fleetfold join` for each device, `fleetfold flower run --hub`
