@@ -4,7 +4,8 @@
     memory      8 devices × 50 MB  the same                   ├ all processes on this machine
     simulation  100 devices        run_simulation             ┘ ours: hub and MQTT; local workers
 
-Training adds one (apps/flower). Both sides run in one environment: `make test-flower` makes .venv-flower.
+Training adds one, in the simulation nothing (apps/flower). Both sides run in one environment, which
+`make test-flower` makes: .venv-flower.
 """
 
 import os
@@ -37,13 +38,24 @@ class Work(Struct, frozen=True):
     figure: str
     unit: str
     wanted: float
+    add: int = 1
 
 
 WORKS = (
     Work("a round, 2 devices × 5 MB", "superlink", "hub", 2, 5, "seconds", "s", 1 / 10),
     Work("a round, 10 devices × 5 MB", "superlink", "hub", 10, 5, "seconds", "s", 1 / 10),
     Work("memory, 8 devices × 50 MB", "superlink", "hub", 8, 50, "app_mb", "MB", 1 / 5),
-    Work("simulated round, 100 devices × 0.44 MB", "simulation", "local", 100, 0.44, "seconds", "s", 1 / 8),
+    Work(
+        "simulated round, 100 devices × 0.44 MB",
+        "simulation",
+        "local",
+        100,
+        0.44,
+        "seconds",
+        "s",
+        1 / 8,
+        add=0,
+    ),
 )
 
 
@@ -105,7 +117,7 @@ def _row(work: Work, theirs: dict[str, float], ours: dict[str, float]) -> Row:
 
 
 def _measured(python: str, side: str, work: Work, rounds: int) -> dict[str, float]:
-    words = [side, str(work.devices), str(rounds), str(work.megabytes)]
+    words = [side, str(work.devices), str(rounds), str(work.megabytes), str(work.add)]
     command = [python, "-m", "bench.flower_sides", *words]
     environment = {**os.environ, **OFFLINE, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -1,6 +1,6 @@
 """One measured side of `flower`: the app bench/apps/flower, by Flower's own server and nodes, or by ours.
 
-    python -m bench.flower_sides superlink|hub|simulation|local DEVICES ROUNDS MEGABYTES  ─▶  one line of JSON
+    python -m bench.flower_sides SIDE DEVICES ROUNDS MEGABYTES ADD  ─▶  one line of JSON
 
 superlink   flower-superlink, a flower-supernode for each device, `flwr run`
 hub         fleetfold hub with its broker, `fleetfold join` for each device, `fleetfold flower run --hub`
@@ -122,13 +122,13 @@ SIDES: dict[str, Callable[[ExitStack, Path, int, str], dict[str, float]]] = {
 }  # fmt: skip
 
 
-def measure(side: str, devices: int, rounds: int, megabytes: float) -> dict[str, float]:
+def measure(side: str, devices: int, rounds: int, megabytes: float, add: int) -> dict[str, float]:
     """{seconds: median of a round, app_mb: what the ServerApp's process took above importing the app,
     server_mb: peak of the SuperLink or the hub}"""
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         work = Path(folder)
         figures = work / "figures.json"
-        config = f'rounds={rounds} devices={devices} megabytes={megabytes} figures="{figures}"'
+        config = f'rounds={rounds} devices={devices} megabytes={megabytes} add={add} figures="{figures}"'
         found = SIDES[side](stack, work, devices, config)
         told: dict[str, Any] = json.loads(figures.read_text())
     ends = told["moments"]
@@ -178,5 +178,5 @@ def listens(port: int) -> bool:
 
 
 if __name__ == "__main__":
-    side, devices, rounds, megabytes = sys.argv[1:5]
-    print(json.dumps(measure(side, int(devices), int(rounds), float(megabytes))))
+    side, devices, rounds, megabytes, add = sys.argv[1:6]
+    print(json.dumps(measure(side, int(devices), int(rounds), float(megabytes), int(add))))

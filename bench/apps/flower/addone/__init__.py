@@ -1,1 +1,1 @@
-"""Training adds one: what a round costs when training costs nothing."""
+"""Training adds a number: what a round costs when training costs nothing."""

@@ -35,8 +35,8 @@ def main(grid: Grid, context: Context) -> None:
     )
     after = peak()
     for array in result.arrays.to_numpy_ndarrays():
-        if not np.allclose(array, config["rounds"], rtol=1e-5):
-            raise SystemExit("the model is not what adding one in every round gives")
+        if not np.allclose(array, config["rounds"] * config["add"], rtol=1e-5):
+            raise SystemExit("the model is not what adding in every round gives")
     figures = {"moments": moments, "before_kb": before, "peak_kb": after}
     Path(config["figures"]).write_text(json.dumps(figures))
 
