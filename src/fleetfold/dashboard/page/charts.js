@@ -159,7 +159,7 @@ export function resize() {
 
 export function asTable(store) {
   const rows = store.rows().slice().reverse().map((row) => [
-    { n: `${row[R.round]}${row[R.kind] === 1 ? " evaluation" : ""}` }, at(row, "phase"), { n: `${at(row, "arrived")} of ${at(row, "cohort")}` },
+    { n: at(row, "title") }, at(row, "phase"), { n: `${at(row, "arrived")} of ${at(row, "cohort")}` },
     { n: num(at(row, "refused")) }, { n: num(at(row, "late")) }, { n: num(at(row, "accuracy")) }, { n: num(at(row, "loss")) },
     { n: span(at(row, "seconds")) }, { n: bytes(at(row, "up")) }, { n: bytes(at(row, "down")) },
     { n: at(row, "epsilon") === null ? DASH : num(at(row, "epsilon")) }, clock(at(row, "opened")), at(row, "reason"),

@@ -63,8 +63,8 @@ function ordered(store) {
   const waiting = (lane) => (lane[L.took] === null ? Infinity : lane[L.took]);
   if (order === "name") return all.sort((a, b) => name(store, a).localeCompare(name(store, b)));
   const sign = order === "slow" ? -1 : 1;
-  // Who is at work stands above who was only invited, whatever the order.
-  const rank = (lane) => (lane[L.took] !== null ? 2 : LANES[lane[L.state]] === "invited" || LANES[lane[L.state]] === "silent" ? 1 : 0);
+  // Who is at work stands above who was only invited, then what went wrong, whatever the order.
+  const rank = (lane) => (lane[L.took] !== null ? (LANES[lane[L.state]] === "arrived" ? 3 : 2) : LANES[lane[L.state]] === "invited" || LANES[lane[L.state]] === "silent" ? 1 : 0);
   return all.sort((a, b) => rank(a) - rank(b) || sign * (waiting(a) - waiting(b) || 0) || a[L.seat] - b[L.seat]);
 }
 
