@@ -3,6 +3,7 @@
 GET /   /page/…   /api/poll   /api/round   /api/device   /api/refused   /metrics          POST /api/do
 """
 
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -178,7 +179,8 @@ def listening(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         found = socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
-        why = getattr(error, "strerror", None) or str(error)
+        number = getattr(error, "errno", None)
+        why = os.strerror(number) if isinstance(number, int) and number > 0 else str(error)
         raise BadConfig(
             f"cannot listen on {host} port {port}: {why}", next="fleetfold dashboard --port 0"
         ) from None

@@ -16,7 +16,7 @@ from fleetfold.messages import Kind
 from fleetfold.round.fleet import Device
 from fleetfold.round.state import Round
 from fleetfold.tell.numbers import BY_NAME
-from fleetfold.view import Row, Spread
+from fleetfold.view import Row, Spread, title
 
 NAME, WORDS = 80, 240
 """Characters of a name, and of a sentence."""
@@ -53,14 +53,14 @@ class Spreads(Struct, frozen=True):
 def round_row(row: Row, opened: Round, spreads: Spreads) -> Told:
     """[round, kind, phase, cohort, arrived, refused, late, credited, loss, accuracy, scored by, reported
     loss, reported accuracy, spread of loss, spread of accuracy, ε, seconds, fold seconds, bytes up, bytes
-    down, cost, opened at, ended at, reason]"""
+    down, cost, opened at, ended at, reason, title]"""
     reported = (BY_NAME[which].of(row) for which in ("reported_loss", "reported_accuracy"))
     return (
         row.round, KINDS.index(row.kind), row.phase, row.cohort, row.arrived, row.refused, row.late,
         row.credited, number(row.loss), number(row.accuracy), row.scored_by,
         *(number(value) for value in reported), _quartiles(spreads.loss), _quartiles(spreads.accuracy),
         number(row.epsilon), number(row.seconds), number(row.fold_seconds), row.bytes_up, row.bytes_down,
-        number(row.cost), time(opened.opened_at), time(opened.ended_at), shown(row.reason, WORDS),
+        number(row.cost), time(opened.opened_at), time(opened.ended_at), shown(row.reason, WORDS), title(row),
     )  # fmt: skip
 
 

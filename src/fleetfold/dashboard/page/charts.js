@@ -99,7 +99,7 @@ export function build(store) {
   make("bytes", [{ stroke: "model", width: 1.5, points: true }, { stroke: "median", width: 1.5, dash: [5, 4] }],
     { ...small, format: (v) => bytes(v), told: last("bytes", (row) => `up ${bytes(at(row, "up"))}, down ${bytes(at(row, "down"))}`) });
   make("updates", [{ width: 0, fill: "line", paths: paths() }, { width: 0, fill: "model-soft", paths: paths() }, { width: 0, fill: "refused", paths: paths() }],
-    { ...small, format: (v) => num(v), told: last("updates", (row) => `${at(row, "arrived")} of ${at(row, "cohort")}, ${at(row, "refused")} refused`) });
+    { ...small, format: (v) => (Number.isInteger(v) ? num(v) : ""), told: last("updates", (row) => `${at(row, "arrived")} of ${at(row, "cohort")}, ${at(row, "refused")} refused`) });
   if (!$("f-epsilon").hidden) make("epsilon", [{ stroke: "model", width: 2 }], { ...small, format: (v) => num(v, 2), told: last("epsilon", (row) => num(at(row, "epsilon"))) });
   if (!$("f-cost").hidden) make("cost", [{ width: 0, fill: "model-soft", paths: paths() }], { ...small, format: dollars, told: last("cost", (row) => dollars(at(row, "cost"))) });
   draw(store);
@@ -159,7 +159,7 @@ export function resize() {
 
 export function asTable(store) {
   const rows = store.rows().slice().reverse().map((row) => [
-    { n: `${row[R.round]}${row[R.kind] === 1 ? " evaluation" : ""}` }, at(row, "phase"), { n: `${at(row, "arrived")} of ${at(row, "cohort")}` },
+    { n: at(row, "title") }, at(row, "phase"), { n: `${at(row, "arrived")} of ${at(row, "cohort")}` },
     { n: num(at(row, "refused")) }, { n: num(at(row, "late")) }, { n: num(at(row, "accuracy")) }, { n: num(at(row, "loss")) },
     { n: span(at(row, "seconds")) }, { n: bytes(at(row, "up")) }, { n: bytes(at(row, "down")) },
     { n: at(row, "epsilon") === null ? DASH : num(at(row, "epsilon")) }, clock(at(row, "opened")), at(row, "reason"),

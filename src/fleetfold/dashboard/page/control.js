@@ -29,7 +29,7 @@ export function begin(theStore, theAgain) {
 
 export function update() {
   const run = store.run, may = store.control && token() !== "";
-  $("controls").hidden = !may || !run;
+  $("controls").hidden = !may || !run || run.kind === "message"; // an app of messages is driven by its own server
   $("unlock").hidden = !store.control || may;
   if (!run) return;
   const running = run.state === "running", driven = running && !run.standing.startsWith("no process");

@@ -30,10 +30,10 @@ export async function timeline() {
   const ended = store.ended(), newest = ended[ended.length - 1];
   if (!newest) { say($("timeline-said"), "of no round yet"); return; }
   const key = which || `${newest[R.round]}.${newest[R.kind]}`;
-  const keys = ended.map((row) => `${row[R.round]}.${row[R.kind]}`).reverse();
-  if (laid !== keys.length + keys[0]) {
-    laid = keys.length + keys[0];
-    $("which").replaceChildren(...keys.map((each) => el("option", { value: each }, each.endsWith(".1") ? `${each.split(".")[0]} evaluation` : each.split(".")[0])));
+  const keys = ended.map((row) => [`${row[R.round]}.${row[R.kind]}`, row[R.title]]).reverse();
+  if (laid !== keys.length + keys[0][0]) {
+    laid = keys.length + keys[0][0];
+    $("which").replaceChildren(...keys.map(([each, title]) => el("option", { value: each }, title)));
   }
   $("which").value = key;
   const [number, kind] = key.split(".").map(Number), row = store.rounds.get(number * 4 + kind);

@@ -1,7 +1,7 @@
 // The round as it is now: what it waits for, for how long yet, and what each of its devices is at.
 
 import { $, el, num, plural, say, span, bytes } from "./words.js";
-import { D, L, LANES } from "./store.js";
+import { D, KINDS, L, LANES, R } from "./store.js";
 
 const SHOWN = 40;
 const STEPS = ["download", "compute", "upload"];
@@ -11,8 +11,8 @@ let laidOut = "";
 export function update(store, open) {
   const now = store.now;
   if (!now) { say($("reason"), "no round has been opened yet"); return; }
-  const kind = now.kind === "train" ? "" : now.kind === "evaluate" ? ", evaluation" : ", messages";
-  say($("h-now"), store.run.state === "running" ? `Round ${now.round}${kind} now` : `The last round: ${now.round}${kind}`);
+  const title = store.rounds.get(now.round * 4 + KINDS.indexOf(now.kind))?.[R.title] ?? now.round;
+  say($("h-now"), store.run.state === "running" ? `Round ${title} now` : `The last round: ${title}`);
   say($("phase"), PHASES[now.phase] || now.phase);
   $("phase").className = `chip chip-${now.phase}`;
   say($("reason"), now.reason);
@@ -63,8 +63,8 @@ function ordered(store) {
   const waiting = (lane) => (lane[L.took] === null ? Infinity : lane[L.took]);
   if (order === "name") return all.sort((a, b) => name(store, a).localeCompare(name(store, b)));
   const sign = order === "slow" ? -1 : 1;
-  // Who is at work stands above who was only invited, whatever the order.
-  const rank = (lane) => (lane[L.took] !== null ? 2 : LANES[lane[L.state]] === "invited" || LANES[lane[L.state]] === "silent" ? 1 : 0);
+  // Who is at work stands above who was only invited, then what went wrong, whatever the order.
+  const rank = (lane) => (lane[L.took] !== null ? (LANES[lane[L.state]] === "arrived" ? 3 : 2) : LANES[lane[L.state]] === "invited" || LANES[lane[L.state]] === "silent" ? 1 : 0);
   return all.sort((a, b) => rank(a) - rank(b) || sign * (waiting(a) - waiting(b) || 0) || a[L.seat] - b[L.seat]);
 }
 

@@ -3,7 +3,7 @@
 const names = (...list) => Object.freeze(Object.fromEntries(list.map((name, index) => [name, index])));
 export const R = names("round", "kind", "phase", "cohort", "arrived", "refused", "late", "credited", "loss", "accuracy",
   "by", "toldLoss", "toldAccuracy", "spreadLoss", "spreadAccuracy", "epsilon", "seconds", "fold", "up", "down", "cost",
-  "opened", "ended", "reason");
+  "opened", "ended", "reason", "title");
 export const D = names("id", "name", "state", "why", "battery", "charging", "link", "examples", "turnaround", "chosen",
   "arrived", "failures", "seen");
 export const L = names("seat", "device", "state", "download", "compute", "upload", "took", "examples", "bytes", "why");
