@@ -17,6 +17,7 @@ from fleetfold.adapters.memory import MemoryObjects, MemoryRecords
 from fleetfold.coordinator.exchange import Terms
 from fleetfold.coordinator.folding import HERE
 from fleetfold.coordinator.merging import merged
+from fleetfold.coordinator.sources import Headers
 from fleetfold.flower import fast, private
 from fleetfold.flower.checkpoint import Shelf
 from fleetfold.fold.tensors import header_in, write
@@ -129,7 +130,7 @@ def folded(contents: Sequence[RecordDict], way: fast.Way) -> tuple[Shelf, str, s
         weight="num-examples", fold=way.fold, trim=way.trim, byzantine=way.byzantine, kept=way.kept,
         into="runs/r/models/000001.safetensors",
     )  # fmt: skip
-    fold = merged(objects, round, arrivals, terms, HERE)
+    fold = merged(objects, Headers(objects), round, arrivals, terms, None, HERE)
     return (Shelf("r", objects, MemoryRecords()), fold.key, fold.digest) if fold else None
 
 

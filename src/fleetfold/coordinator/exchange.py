@@ -15,7 +15,7 @@ from fleetfold import layout
 from fleetfold.coordinator.intake import Gate
 from fleetfold.coordinator.opening import cohort_of
 from fleetfold.coordinator.policy import draw
-from fleetfold.coordinator.sources import header_of
+from fleetfold.coordinator.sources import Headers
 from fleetfold.errors import BadConfig
 from fleetfold.fold.gate import Admitted, ExpectedAnswer, admit_answer
 from fleetfold.fold.tensors import Header
@@ -105,8 +105,8 @@ def opened(
     )  # fmt: skip
 
 
-def gate(round: Round, batch: Batch) -> Gate:
-    """What the answers of an exchange have to be."""
+def gate(round: Round, batch: Batch, headers: Headers) -> Gate:
+    """What the answers of an exchange have to be; headers of those that may count are noted."""
     sent = {each.device: each for each in batch.sent}
 
     def admitted(device: str, read: Callable[[int, int], bytes], size: int) -> Admitted:
@@ -115,14 +115,16 @@ def gate(round: Round, batch: Batch) -> Gate:
             run=round.run, round=round.number, device=device, message=asked.message, most=most(asked),
             weight=batch.terms.weight,
         )  # fmt: skip
-        return admit_answer(read, size, expected)
+        found = admit_answer(read, size, expected)
+        headers.note(layout.update(place(round), device), found.table)
+        return found
 
     return admitted
 
 
-def reply(objects: Objects, arrival: Arrival) -> Reply:
+def reply(headers: Headers, arrival: Arrival) -> Reply:
     """An answer that the gate has admitted. Raises KeyError if it is gone."""
-    header = header_of(objects, arrival.key)
+    header = headers.of(arrival.key)
     update = _HEADER.decode(header.metadata)
     assert update.message is not None  # the gate has seen to that
     return Reply(

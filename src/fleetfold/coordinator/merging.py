@@ -19,7 +19,7 @@ from msgspec.structs import replace
 from fleetfold import layout
 from fleetfold.coordinator.exchange import Fold, Terms
 from fleetfold.coordinator.folding import hashed, passes
-from fleetfold.coordinator.sources import header_of, opened
+from fleetfold.coordinator.sources import Headers, opened
 from fleetfold.errors import BadUpdate
 from fleetfold.fold.fold import measured
 from fleetfold.fold.gate import unlike
@@ -38,20 +38,21 @@ EXACT = frozenset({"F32", "F64"})
 
 
 def merged(
-    objects: Objects, round: Round, arrivals: Sequence[Arrival], terms: Terms, like: Header | None, site: Site
-) -> Fold | None:
+    objects: Objects, headers: Headers, round: Round, arrivals: Sequence[Arrival], terms: Terms,
+    like: Header | None, site: Site,
+) -> Fold | None:  # fmt: skip
     """The fold of the answers, in the order given; None where none is asked for, or where they cannot be
     folded as they are. `like`: of what was sent, if answers are to be alike. Raises Unfit, naming the
     arrivals' keys."""
     if terms.same_metrics:
         _same_metrics(arrivals)
-    headers = [_header(objects, arrival) for arrival in arrivals]
+    tables = [_header(headers, arrival) for arrival in arrivals]
     if like is not None:
-        _same_tensors(arrivals, headers, like)
+        _same_tensors(arrivals, tables, like)
     weights = [float(a.metrics.get(terms.weight) or 0.0) if terms.weight else 1.0 for a in arrivals]
-    model = headers[0] if terms.fold and sum(weights) > 0 and _foldable(headers) else None
+    model = tables[0] if terms.fold and sum(weights) > 0 and _foldable(tables) else None
     if model is None:
-        unfit = [a.key for a, h in zip(arrivals, headers, strict=True) if not is_finite(objects, a, h)]
+        unfit = [a.key for a, h in zip(arrivals, tables, strict=True) if not is_finite(objects, a, h)]
         if unfit:
             raise Unfit(unfit, NOT_FINITE)
         return None
@@ -88,9 +89,9 @@ def _same_metrics(arrivals: Sequence[Arrival]) -> None:
         raise Unfit(odd, f"reports other metrics than most: {', '.join(sorted(usual))[:200]} are usual")
 
 
-def _header(objects: Objects, arrival: Arrival) -> Header:
+def _header(headers: Headers, arrival: Arrival) -> Header:
     try:
-        return header_of(objects, arrival.key)
+        return headers.of(arrival.key)
     except (KeyError, BadUpdate):
         raise Unfit([arrival.key], "is no longer the file that was admitted") from None
 
@@ -102,15 +103,17 @@ def _foldable(headers: Sequence[Header]) -> bool:
     return bool(first) and plain and all(list(h.layout.items()) == first for h in headers[1:])
 
 
-def is_finite(objects: Objects, arrival: Arrival, header: Header | None = None) -> bool:
-    """Whether all floats of an answer are finite numbers. `header`: of its file, if that is known."""
-    header = header or header_of(objects, arrival.key)
-    with closing(objects.open(arrival.key)) as reader:
-        return all(
-            _finite_in(reader, tensor.start, tensor.stop, DTYPES[tensor.dtype])
-            for tensor in header.tensors
-            if DTYPES[tensor.dtype].kind == "f" or tensor.dtype == "BF16"
-        )
+def is_finite(objects: Objects, arrival: Arrival, header: Header) -> bool:
+    """Whether all floats of an answer, whose file has that header, are there and finite numbers."""
+    try:
+        with closing(objects.open(arrival.key)) as reader:
+            return all(
+                _finite_in(reader, tensor.start, tensor.stop, DTYPES[tensor.dtype])
+                for tensor in header.tensors
+                if DTYPES[tensor.dtype].kind == "f" or tensor.dtype == "BF16"
+            )
+    except KeyError:
+        return False
 
 
 def _finite_in(reader: Reader, start: int, stop: int, dtype: "np.dtype[np.generic]") -> bool:

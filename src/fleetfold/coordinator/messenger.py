@@ -23,7 +23,7 @@ from fleetfold.coordinator.merging import is_finite, merged
 from fleetfold.coordinator.policy import Policies, unit
 from fleetfold.coordinator.reception import Reception
 from fleetfold.coordinator.registry import Stopwatch, by_own_clock, teach
-from fleetfold.coordinator.sources import header_of
+from fleetfold.coordinator.sources import Headers
 from fleetfold.coordinator.turns import Turn, no_turn
 from fleetfold.errors import Unavailable
 from fleetfold.fold.plan import Site
@@ -80,7 +80,7 @@ class Messenger:
         self._engine = Engine(ledger, clock, self._perform, policies.close, sole=sole, turn=turn)
         self._names = lru_cache(maxsize=REMEMBERED)(self._load_cohort)
         self._batch = lru_cache(maxsize=REMEMBERED)(lambda key: exchange.load(objects, key))
-        self._header = lru_cache(maxsize=REMEMBERED)(lambda key: header_of(objects, key))
+        self._headers = Headers(objects)
         self._ended = 0  # exchanges up to this one have ended, as far as is known here
         self._reception = None
         if control is not None:
@@ -159,8 +159,9 @@ class Messenger:
         round = self._known(number)
         counted = [] if round.phase is Phase.FAILED else self._counted(round)
         if round.phase is not Phase.DONE:
-            counted = [arrival for arrival in counted if is_finite(self._objects, arrival)]
-        return [exchange.reply(self._objects, arrival) for arrival in counted]
+            finite = lambda a: is_finite(self._objects, a, self._headers.of(a.key))  # noqa: E731
+            counted = list(filter(finite, counted))
+        return [exchange.reply(self._headers, arrival) for arrival in counted]
 
     def refusals(self, number: int) -> list[tuple[str, str]]:
         """(device, why) of those whose answer was refused, or who failed or refused to answer."""
@@ -309,9 +310,9 @@ class Messenger:
         batch = self._batch(round.batch)
         terms, like = batch.terms, None
         if terms.alike and batch.sent:
-            like = self._header(batch.sent[0].content)
+            like = self._headers.of(batch.sent[0].content)
         try:
-            fold = merged(self._objects, round, counted, terms, like, self._site)
+            fold = merged(self._objects, self._headers, round, counted, terms, like, self._site)
         except Unfit as unfit:
             return self._strike(round, counted, unfit)
         reported = summary(counted).get("trained", {})
@@ -334,7 +335,7 @@ class Messenger:
     # Reading
 
     def _gate(self, round: Round) -> Gate:
-        return exchange.gate(round, self._batch(round.batch))
+        return exchange.gate(round, self._batch(round.batch), self._headers)
 
     def _counted(self, round: Round) -> list[Arrival]:
         here = {a.seat: a for a in self._ledger.arrivals(place(round)).values()}

@@ -86,6 +86,29 @@ def header_of(objects: Objects, key: str) -> Header:
         return parse_header(read_on(reader, 0, length), size)
 
 
+class Headers:
+    """Headers of files, which never change: the newest of them, so many that they have `most` tensors."""
+
+    def __init__(self, objects: Objects, most: int = 1 << 16) -> None:
+        self._objects, self._most, self._tensors = objects, most, 0
+        self._known: dict[str, Header] = {}
+
+    def of(self, key: str) -> Header:
+        """As `header_of`."""
+        if key not in self._known:
+            self.note(key, header_of(self._objects, key))
+        return self._known[key]
+
+    def note(self, key: str, header: Header) -> None:
+        """Somebody has read it."""
+        if key in self._known:
+            return
+        self._known[key] = header
+        self._tensors += len(header.tensors)
+        while self._tensors > self._most and len(self._known) > 1:
+            self._tensors -= len(self._known.pop(next(iter(self._known))).tensors)
+
+
 class _Files:
     """Files of tensors, read from where their tensors begin. `hold`: each is kept open until the fold is
     done; else it is opened for each read, for no process may have 10,000 of them. `lazily`: it is opened when

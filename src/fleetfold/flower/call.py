@@ -223,7 +223,10 @@ class Call:
         self._grid.messenger.step()
         if self._leaves and not self._grid.ended(self._stand.sent):
             raise Suspend
-        return self._replies(self._grid.answers(self._stand.sent))
+        number = self._stand.sent
+        self._grid.wait(number)
+        folded = self._way is not None and self._grid.messenger.fold(number) is not None
+        return self._replies(self._grid.found(number, arrays=not folded or fast.needs_arrays(self._strategy)))
 
     def _replies(self, answers: Iterable[Message]) -> list[Message]:
         """Those without errors; of the others it is told that they are left out."""
@@ -247,8 +250,10 @@ class Call:
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """The strategy's aggregation, by our fold where there is one."""
         fold = self._grid.messenger.fold(number) if self._way else None
-        if fold is None or self._way is None or not all(map(fast.is_one_of_each, replies)):
+        if fold is None or self._way is None:
             return self._slowly(replies)
+        if not all(map(fast.is_one_of_each, replies)):
+            return self._slowly(self._replies(self._grid.found(number)))
         folded = self._shelf.open(fold.key, fold.digest)
         chosen = self._shelf.chosen(fold.key)
         of = [r for r in replies if chosen is None or r.metadata.src_node_id in chosen]

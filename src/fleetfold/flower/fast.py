@@ -97,6 +97,11 @@ def aggregate(
         return found
 
 
+def needs_arrays(strategy: Strategy) -> bool:
+    """Whether somebody may look at the arrays of answers that are folded: a user's function for metrics."""
+    return not getattr(strategy.train_metrics_aggr_fn, "__module__", "").startswith("flwr.")
+
+
 def is_one_of_each(reply: Message) -> bool:
     """Whether it has one ArrayRecord and one MetricRecord, as those strategies ask."""
     return len(reply.content.array_records) == 1 == len(reply.content.metric_records)

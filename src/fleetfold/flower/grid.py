@@ -211,15 +211,16 @@ class FleetGrid(Grid):  # type: ignore[misc]
             raise Unavailable(why)
         return round
 
-    def found(self, number: int, *, everybody: bool = False) -> list[Message]:
+    def found(self, number: int, *, everybody: bool = False, arrays: bool = True) -> list[Message]:
         """What `answers` says of an exchange; of one that has not ended what has come so far. `everybody`: of
-        one that has, an error also for those that were not waited for."""
+        one that has, an error also for those that were not waited for. `arrays`: else ArrayRecords are empty,
+        for who has no need of them."""
         round = self.messenger.round(number)
         assert round is not None
         sent = {each.device: each.message for each in self.messenger.batch(number).sent}
         found = {}
         for reply in self.messenger.replies(number):
-            found[reply.device] = self.letters.answer(number, sent[reply.device], reply)
+            found[reply.device] = self.letters.answer(number, sent[reply.device], reply, arrays=arrays)
         for device, why in self.messenger.refusals(number):
             found.setdefault(device, self.letters.error(sent[device], private.RAISED, why))
         if (everybody and round.phase in ENDED) or round.phase is Phase.FAILED:

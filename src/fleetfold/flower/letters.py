@@ -86,15 +86,17 @@ class Letters:
         for place, message in enumerate(messages):
             private.named(message, f"{number}.{place}{mark}", self.run_id)
 
-    def answer(self, number: int, asked: Envelope, reply: Reply) -> Message:
-        """What came to that message in that exchange; an error for what cannot be read."""
+    def answer(self, number: int, asked: Envelope, reply: Reply, *, arrays: bool = True) -> Message:
+        """What came to that message in that exchange, its ArrayRecords empty without `arrays`; an error for
+        what cannot be read."""
         said = reply.message
         if said.error is not None:
             return self.error(asked, *said.error)
         stored = Stored(self._objects, reply.key, reply.header)
-        self._alive[number].add(stored)
+        if arrays:
+            self._alive[number].add(stored)
         try:
-            content = records.content(stored, said.records)
+            content = records.content(stored, said.records, arrays=arrays)
         except BadUpdate as error:
             return self.error(asked, private.UNKNOWN, error.sentence)
         return self._message(asked, content, None, said.created, said.ttl)

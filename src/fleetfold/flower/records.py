@@ -85,11 +85,11 @@ def parts(content: RecordDict) -> tuple[Tensors, Any]:
     return tensors, msgspec.json.decode(text)
 
 
-def content(tensors: Tensors | Stored, records: Any) -> RecordDict:
-    """The content that was taken apart, its arrays lazy. `tensors`: as they came, or what is stored. Raises
-    BadUpdate for what is none."""
+def content(tensors: Tensors | Stored, records: Any, *, arrays: bool = True) -> RecordDict:
+    """The content that was taken apart, its arrays lazy, or without `arrays` left out. `tensors`: as they
+    came, or what is stored. Raises BadUpdate for what is none."""
     try:
-        return _content(tensors, records)
+        return _content(tensors, records, arrays)
     except (msgspec.MsgspecError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise BadUpdate(f"its records are none: {str(error)[:200]}") from None
 
@@ -245,7 +245,7 @@ class _Rest:
         return array.tobytes()
 
 
-def _content(tensors: Tensors | Stored, records: Any) -> RecordDict:
+def _content(tensors: Tensors | Stored, records: Any, arrays: bool) -> RecordDict:
     rest = _Rest(tensors)
     if isinstance(records, dict):
         table = _TABLE.decode(rest.bytes(records["in"], JSON_LIMIT))
@@ -258,7 +258,7 @@ def _content(tensors: Tensors | Stored, records: Any) -> RecordDict:
         match entry:
             case _Arrays():
                 record = found[entry.name] = ArrayRecord()  # given a dict it would copy the data of each
-                for name in rest.names(entry.prefix):
+                for name in rest.names(entry.prefix) if arrays else ():
                     key = name.removeprefix(entry.prefix)
                     record[key] = _array(rest, name, entry.odd.get(key))
             case _Metrics():

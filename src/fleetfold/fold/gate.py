@@ -52,10 +52,11 @@ class ExpectedAnswer(Struct, frozen=True, kw_only=True):
 
 
 class Admitted(Struct, frozen=True):
-    """What the gate says of an update, and where its tensors begin."""
+    """What the gate says of an update, and where its tensors begin; `table`: its file's header."""
 
     header: UpdateHeader
     begin: int
+    table: Header
 
 
 _HEADER = msgspec.json.Decoder(UpdateHeader)
@@ -92,7 +93,7 @@ def admit(read: Callable[[int, int], bytes], size: int, expected: Expected) -> A
     if not plausible(update.took):
         raise BadUpdate("took a time that is none")
     _small(update)
-    return Admitted(update, begin)
+    return Admitted(update, begin, header)
 
 
 def admit_answer(read: Callable[[int, int], bytes], size: int, expected: ExpectedAnswer) -> Admitted:
@@ -125,7 +126,7 @@ def admit_answer(read: Callable[[int, int], bytes], size: int, expected: Expecte
     if not plausible(update.took):
         raise BadUpdate("took a time that is none")
     _small(update)
-    return Admitted(update, begin)
+    return Admitted(update, begin, header)
 
 
 def unlike(header: Header, usual: Header) -> str:
