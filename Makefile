@@ -61,15 +61,16 @@ test-tools: .venv/ready
 # in environments of their own, .venv-flower and .venv-flower-oldest (a few minutes the first time).
 test-flower: .venv/ready debian
 	@$(BIN)/python -m tests.flower.environments
-	@$(FLOWER)/python -m pytest -m "fleet or not fleet" tests/flower
-	@$(FLOWER)/python -m pytest tests/door/test_docs.py -k flower
-	@$(OLDEST)/python -m pytest tests/flower
+	@$(FLOWER)/python -m pytest -n 2 --dist loadfile -m "fleet or not fleet" tests/flower
+	@$(FLOWER)/python -m pytest -m "fleet or not fleet" tests/door/test_docs.py -k flower
+	@$(OLDEST)/python -m pytest -n 2 --dist loadfile tests/flower
 
 # Of these what is quick.
 test-flower-sample: .venv/ready debian
 	@$(BIN)/python -m tests.flower.environments
-	@$(FLOWER)/python -m pytest tests/flower
-	@$(OLDEST)/python -m pytest tests/flower
+	@$(FLOWER)/python -m pytest -n 2 --dist loadfile tests/flower
+	@$(OLDEST)/python -m pytest -n 2 --dist loadfile tests/flower/test_grid.py tests/flower/test_records.py tests/flower/test_table.py
+
 # The dashboard in Debian's Chromium, driven by Playwright and looked at by axe-core; and its pictures for the docs.
 test-browser: .venv/browser
 	@$(BIN)/pytest -n 2 --dist worksteal -m browser tests/dashboard

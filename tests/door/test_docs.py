@@ -43,7 +43,7 @@ LONG = (
     "dashboard.md",
 )  # fmt: skip
 """Pages that take a while: they are tried with the fleets."""
-NEEDS = {"privacy.md": "dp_accounting", "flower.md": "flwr"}
+NEEDS = {"privacy.md": "dp_accounting", "flower.md": "flwr", "flower-bridge.md": "flwr"}
 """What has to be installed for a page: its blocks run in the environment that has it (make test-flower)."""
 by_page = pytest.mark.parametrize(
     "page",

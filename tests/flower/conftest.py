@@ -9,9 +9,6 @@ from tests.flower.environments import OFFLINE
 collect_ignore_glob = [] if find_spec("flwr") else ["test_*.py"]
 os.environ.update(OFFLINE)
 if find_spec("flwr"):
-    from fleetfold.flower import private
-
-    private.quiet()
     with warnings.catch_warnings():  # what it imports warns of what that is going to change
         warnings.simplefilter("ignore")
         import flwr.clientapp

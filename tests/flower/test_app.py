@@ -108,8 +108,8 @@ def test_the_fingerprint_is_that_of_the_code(app: Path) -> None:
         (app / path).write_text("1")
     (app / "env/pyvenv.cfg").write_text("")
     assert flower.fingerprint(app) == before
-    for path in ("small/client.py", "pyproject.toml"):
-        (app / path).write_text((app / path).read_text() + "\n")
+    for path, more in (("small/client.py", "\n"), ("pyproject.toml", "\n[tool.mine]\nx = 1\n")):
+        (app / path).write_text((app / path).read_text() + more)
         assert flower.fingerprint(app) != before
         before = flower.fingerprint(app)
     (app / "small/more.py").write_text("")

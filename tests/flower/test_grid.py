@@ -239,7 +239,7 @@ def test_a_run_whose_exchanges_keep_failing_ends_and_says_why() -> None:
     field = Field(client(), 1, silent=3, patience=2, deadline=5.0)
     grid = field.grid()
     assert all(reply.has_error() for reply in grid.send_and_receive(asked(grid)))
-    with pytest.raises(Unavailable, match="2 train exchanges in a row failed"):
+    with pytest.raises(Unavailable, match="2 exchanges in a row failed"):
         grid.send_and_receive(asked(grid))
     assert all(reply.has_error() for reply in field.grid().send_and_receive(asked(field.grid())))
 

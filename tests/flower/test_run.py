@@ -58,7 +58,7 @@ def test_an_app_runs_as_it_is_and_says_what_came_of_it(desk: Desk) -> None:
     lines = said.splitlines()
     assert lines[-1].startswith("accuracy 0.500 · rounds 3 · seconds")
     assert [line for line in lines if line.startswith("round 3/3 evaluate done")]
-    assert [line for line in lines if line.startswith("round 3/3 test; loss –, accuracy 0.300")]
+    assert [line for line in lines if line.startswith("round 3/3") and "accuracy 0.300" in line]
     assert ends(said)
     assert "Starting FedAdam" in (desk.folder / "home/runs/app-1/server.log").read_text()
     assert (desk.folder / "home/runs/app-1/models/000003.safetensors").exists()

@@ -397,3 +397,27 @@ class Spending:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.spent = state["spent"]
+
+
+def test_tensors_and_optimizers_of_pytorch_come_back() -> None:
+    torch = pytest.importorskip("torch")
+
+    def made() -> list[Any]:
+        layer = torch.nn.Linear(70, 40)
+        return [layer, torch.optim.Adam(layer.parameters(), lr=0.1), torch.ones(3, dtype=torch.bfloat16)]
+
+    was, fresh = made(), made()
+    was[0](torch.ones(70)).sum().backward()
+    was[1].step()
+    was[2][1] = 0.5
+    layer, optimizer, words = there_and_back(was, fresh)
+    assert (layer, optimizer) == tuple(fresh[:2])
+    assert torch.equal(layer.weight, was[0].weight)
+    for mine, theirs in zip(optimizer.state.values(), was[1].state.values(), strict=True):
+        assert all(torch.equal(torch.as_tensor(mine[k]), torch.as_tensor(theirs[k])) for k in theirs)
+    assert words.dtype == torch.bfloat16
+    assert torch.equal(words, was[2])
+    before = json.dumps(chance())
+    drawn = torch.rand(3)
+    set_chance(json.loads(before))
+    assert torch.equal(torch.rand(3), drawn)

@@ -107,7 +107,7 @@ def test_the_table_of_the_page_is_what_was_found() -> None:
     found = re.search(r"(?<=<!-- test_table -->\n).*?(?=<!-- end -->)", text, re.S)
     assert found, f"{PAGE.name} has no place for the table"
     if os.environ.get("FLEETFOLD_WRITE_TABLE"):
-        PAGE.write_text(text.replace(found[0], table))
+        PAGE.write_text(text[: found.start()] + table + text[found.end() :])
     else:
         assert found[0] == table, "FLEETFOLD_WRITE_TABLE=1 writes it anew"
 

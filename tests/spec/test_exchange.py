@@ -224,3 +224,40 @@ def test_what_nobody_will_ask_for_again_is_removed() -> None:
     assert talk.objects.list("runs/r/contents/") == [newest]
     messenger.retire(3, keep=[newest])
     assert [place(round) for round in talk.ledger.rounds("r")], "the records stay"
+
+
+def test_what_an_app_may_ask_for_again_is_not_removed_with_what_came_after() -> None:
+    talk = Talk()
+    talk.live()
+    talk.messenger(ALIVE).retire(3, after=1)
+    updates = Counter(key.split("/")[3] for key in talk.objects.list("runs/r/rounds/") if "/updates/" in key)
+    assert updates == {"000001-message": 4, "000003-message": 4}
+
+
+@pytest.mark.parametrize("kept", [1, 3])
+def test_a_fold_of_some_answers_says_whose_they_are(kept: int) -> None:
+    terms = Terms(timeout=60.0, alike=True, weight="weight", fold="multi_krum", kept=kept)
+    talk = Talk(exchanges=1, terms=terms)
+    talk.live()
+    fold = talk.messenger(ALIVE).fold(1)
+    assert fold is not None
+    _, about = read(fetch(talk.objects, fold.key))
+    devices = msgspec.json.decode(about)["devices"]
+    assert len(devices) == kept
+    assert set(devices) <= set(talk.names)
+
+
+def test_answers_that_weigh_nothing_together_are_not_folded() -> None:
+    def tamper(device: str, data: bytes) -> bytes:
+        tensors, about = read(data)
+        said = msgspec.json.decode(about)
+        said["metrics"]["weight"] = 0.0
+        return write(tensors, msgspec.json.encode(said))
+
+    for fold in ("mean", "multi_krum"):
+        terms = Terms(timeout=60.0, alike=True, weight="weight", fold=fold, kept=2)
+        talk = Talk(exchanges=1, terms=terms, tamper=tamper)
+        with pytest.raises(ZeroDivisionError):  # the app's own
+            talk.live()
+        assert talk.messenger(ALIVE).fold(1) is None
+        assert len(talk.messenger(ALIVE).replies(1)) == 4

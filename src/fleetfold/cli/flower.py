@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from fleetfold.cli.board import terminal
+from fleetfold.cli.flower_bridge import bridge
 from fleetfold.cli.hub import installed
 from fleetfold.cli.places import existing
 from fleetfold.cli.run import driven, free_place, installed_aws
@@ -25,9 +26,11 @@ flower = App(
     name="flower",
     help="""Run Flower's apps, as they are, on devices of ours: no SuperLink, no SuperNodes, no Ray.
 
-    - `fleetfold flower run FOLDER`, of an app that `flwr new` has made, or one of your own""",
+    - `fleetfold flower run FOLDER`, of an app that `flwr new` has made, or one of your own
+    - `fleetfold flower bridge`, where there is a SuperLink already: devices of ours as its SuperNodes""",
     help_format="markdown",
 )
+flower.command(bridge)
 
 SETTINGS = (
     "devices", "workers", "seed", "cohort", "over_select", "select", "where", "available", "offline",
@@ -57,6 +60,12 @@ def run(
     resume: Annotated[str | None, Parameter(help="go on with this run, or the `latest`")] = None,
     no_fast_path: Annotated[
         bool, Parameter(help="aggregate as Flower does, also where our fold comes to the same", negative="")
+    ] = False,
+    suspend: Annotated[
+        bool, Parameter(help="end the app's process while devices train, and start it again", negative="")
+    ] = False,
+    keep_process: Annotated[
+        bool, Parameter(help="store nothing of the strategy: the run needs its process", negative="")
     ] = False,
     json: Annotated[
         bool, Parameter(help="print one JSON object an exchange instead of the table", negative="")
@@ -89,26 +98,40 @@ def run(
     if folder is None:
         raise BadConfig("which app?", next="fleetfold flower run FOLDER, or --resume latest")
     from fleetfold.flower import app as flower_app
-    from fleetfold.flower import run as flower_run
+    from fleetfold.flower import opening
 
     found = flower_app.find(folder)
+    place: Place | None = None
+    ways = opening.Ways(fold=not no_fast_path, process=keep_process, suspend=suspend)
     for name, value in vars(others).items():
         if value is not None:
-            key = flower_run.ROUNDS if name == "rounds" else "key"
+            key = opening.ROUNDS if name == "rounds" else "key"
             raise BadConfig(
                 f"--{name.replace('_', '-')} is for apps of fleetfold's own: here the app's strategy says it",
                 next=f"fleetfold flower run {folder} --run-config '{key}={value}'",
             )
     nodes = {"devices": found.nodes} if found.nodes else {}
     settings, places = settings_of(found.app, flags, {"pyproject.toml": nodes})
+    if settings.app:
+        raise BadConfig(
+            f"{places['app']}: [app] is for apps of fleetfold's own: here it is [tool.flwr.app.config]",
+            next=f"move it to {found.app.place}, or use --run-config",
+        )
     config = flower_app.configured(found, run_config or [])
     if explain:
         terminal().print(explained(settings, places))
         return 0
-    with _apart(json):
-        prepared = flower_run.prepare(found, config, settings, fold=not no_fast_path)
+    drive: Any
+    if suspend:
+        from fleetfold.flower import turns
+
+        drive = partial(turns.start, found, config, settings, ways)
+    else:
+        from fleetfold.flower import run as flower_run
+
+        with _apart(json):
+            drive = partial(flower_run.start, flower_run.prepare(found, config, settings, ways))
     give = None
-    place: Place | None = None
     if hub and aws:
         raise BadConfig(
             "a run is on a hub or on AWS, not on both", next=f"fleetfold flower run {folder} --hub"
@@ -126,8 +149,8 @@ def run(
         account = on_aws.check(wiring.home(), stack)
         place = free_place(found.app.name, lambda run: on_aws.is_taken(account, run))
         give = partial(on_aws.submit_messages, account)
-    place = place or new_place(wiring.home(), found.app.name)
-    return _driven(place, json, partial(flower_run.start, prepared, place, give=give))
+    chosen = place or new_place(wiring.home(), found.app.name)
+    return _driven(chosen, json, lambda watch: drive(place=chosen, watch=watch, give=give))
 
 
 def _resumed(name: str, folder: str | None, run_config: list[str] | None, flags: Any, json: bool) -> int:
@@ -138,15 +161,21 @@ def _resumed(name: str, folder: str | None, run_config: list[str] | None, flags:
         raise BadConfig(
             f"{what} cannot be changed in a run that has begun", next=f"fleetfold flower run --resume {name}"
         )
-    from fleetfold.flower import run as flower_run
+    from fleetfold.flower import opening as flower_opening
 
     place = existing(name)
-    flower_run.found(place)
+    flower_opening.found(place)
     if wiring.where(place) == "hub":
         installed()
         from fleetfold.hub import opening
 
         opening.again(place)
+    if flower_opening.ways(place).suspend:
+        from fleetfold.flower import turns
+
+        return _driven(place, json, partial(turns.resume, place))
+    from fleetfold.flower import run as flower_run
+
     return _driven(place, json, partial(flower_run.resume, place))
 
 

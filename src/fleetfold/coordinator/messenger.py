@@ -189,13 +189,13 @@ class Messenger:
         self._amend(lambda run: replace(run, settings=replace(settings, rounds=rounds)))
 
     def hopeless(self, since: int = 0) -> str:
-        """Why there is no use in going on; "" while there is: so many exchanges in a row have failed, of
-        those that the app calls the same, the last after number `since`. It tells what a device says."""
+        """Why there is no use in going on; "" while there is: so many exchanges in a row have failed, of all
+        or of those that the app calls the same, the last after number `since`. A device's reason is told."""
         run = self.run()
         numbers = range(run.round, max(0, run.round - CALLED * run.settings.patience), -1)
         last = [found[0] for n in numbers if (found := self._found(n)) and found[0].phase in ENDED]
-        for label in {round.label for round in last}:
-            same = [round for round in last if round.label == label][: run.settings.patience]
+        for label in ("", *{round.label for round in last}):
+            same = [round for round in last if label in ("", round.label)][: run.settings.patience]
             failed = len(same) == run.settings.patience and all(r.phase is Phase.FAILED for r in same)
             if failed and same[0].number > since:
                 told = "".join(f"; {device}: {why}" for device, why in self.refusals(same[0].number)[:1])

@@ -8,6 +8,7 @@ A device answers an app of its own fingerprint only, so that nobody averages wha
 
 import difflib
 import hashlib
+import json
 import os
 import re
 import sys
@@ -110,11 +111,19 @@ def fingerprint(folder: Path) -> str:
     for path in sorted(_code(folder), key=lambda path: path.relative_to(folder).as_posix()):
         name = path.relative_to(folder).as_posix().encode()
         try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise BadConfig(f"{path}: {error.strerror}") from None
+            data = path.read_bytes() if name != b"pyproject.toml" else _about(path)
+        except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise BadConfig(f"{path}: {error}") from None
         digest.update(len(name).to_bytes(8) + name + len(data).to_bytes(8) + data)
     return digest.hexdigest()
+
+
+def _about(path: Path) -> bytes:
+    """What a pyproject.toml says, however it is written, but for federations: Flower takes them out, and
+    writes the rest anew, in the file that it gives to a SuperLink."""
+    about = tomllib.loads(path.read_text())
+    about.get("tool", {}).get("flwr", {}).pop("federations", None)
+    return json.dumps(about, sort_keys=True, default=str).encode()
 
 
 def _code(folder: Path) -> list[Path]:
@@ -128,10 +137,14 @@ def _code(folder: Path) -> list[Path]:
             for name in folders
             if name not in NOT_CODE and not name.startswith(".") and not name.endswith(".egg-info")
         ]
-        found += [
-            Path(place, n) for n in files if n.endswith(SUFFIXES) and not n.startswith(".") and n != OURS
-        ]
+        found += [Path(place, name) for name in files if _is_code(name)]
     return found
+
+
+def _is_code(name: str) -> bool:
+    """Tests are not: Flower leaves them out of the file that it gives to a SuperLink."""
+    is_test = name.startswith("test_") or name.endswith("_test.py")
+    return name.endswith(SUFFIXES) and not name.startswith(".") and name != OURS and not is_test
 
 
 def _loaded(app: FlowerApp, what: str, reference: str, kind: type) -> Any:

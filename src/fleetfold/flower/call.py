@@ -7,7 +7,7 @@ configure ─▶ send ─▶ ● ─▶ answers ─▶ aggregate ─▶ ●     
 import time
 from collections.abc import Callable, Iterable, Sequence
 from logging import INFO, WARNING, getLogger
-from typing import Any, Protocol
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -19,12 +19,12 @@ from msgspec.structs import replace
 
 from fleetfold import layout
 from fleetfold.coordinator.exchange import Terms
-from fleetfold.coordinator.messenger import Messenger
-from fleetfold.errors import Unavailable
 from fleetfold.flower import fast, state
 from fleetfold.flower.again import Again
 from fleetfold.flower.checkpoint import Arrays, Pointer, Shelf
+from fleetfold.flower.grid import FleetGrid
 from fleetfold.flower.lazy import LazyArray
+from fleetfold.flower.leaving import Suspend
 from fleetfold.flower.plain import Plain
 from fleetfold.flower.state import Piece
 from fleetfold.messages import Metrics
@@ -33,20 +33,6 @@ log = getLogger("flwr").log
 METRICS = ("train_metrics_clientapp", "evaluate_metrics_clientapp", "evaluate_metrics_serverapp")
 """Of a `Result`, by round."""
 Evaluate = Callable[[int, ArrayRecord], MetricRecord | None]
-
-
-class Exchanges(Protocol):
-    """What is asked of the Grid beyond Flower's own."""
-
-    messenger: Messenger
-    next: int  # number of the exchange that is sent next
-
-    def send(self, messages: Sequence[Message], terms: Terms) -> int:
-        """Open exchange `next`, or find it on record. → its number."""
-
-    def answers(self, number: int) -> list[Message]:
-        """Wait until it has ended. → replies, and errors for who gave none. Raises Suspend instead of waiting
-        where the process is to leave."""
 
 
 class Stand(Struct, frozen=True, kw_only=True):
@@ -59,6 +45,7 @@ class Stand(Struct, frozen=True, kw_only=True):
     trained: int = 0  # the exchange by which the round was trained
     next: int = 1  # number of the next exchange
     before: int = 0  # rounds of the calls before
+    first: int = 1  # number of the call's own first exchange
     starts: tuple[int, ...] = ()  # first exchanges of the last rounds
     version: int = 0  # of the model
     digest: str = ""
@@ -77,24 +64,21 @@ class Ended(Struct, frozen=True, kw_only=True):
 
 
 class Call:
-    """`fold`: our fold is used where it is exact. `keep`: rounds whose answers are kept, 0: all."""
+    """The rest as of `Durable`."""
 
     def __init__(
-        self, shelf: Shelf, strategy: Strategy, grid: Any, timeout: float, train_config: ConfigRecord,
+        self, shelf: Shelf, strategy: Strategy, grid: FleetGrid, timeout: float, train_config: ConfigRecord,
         evaluate_config: ConfigRecord, evaluate_fn: Evaluate | None, *, fold: bool, keep: int,
+        leaves: bool = False,
     ) -> None:  # fmt: skip
-        self._shelf, self._strategy, self._timeout, self._keep = shelf, strategy, timeout, keep
-        self._grid: Any = grid
+        self._shelf, self._strategy, self._timeout = shelf, strategy, timeout
+        self._keep, self._leaves = keep, leaves
+        self._grid = grid
         self._configs = {"train": train_config, "evaluate": evaluate_config}
         self._evaluate_fn, self._result = evaluate_fn, Result()
         self._way = fast.way(strategy) if fold else None
         self._stand, self._done = Stand(call=0), tuple[Ended, ...]()
         self._arrays = ArrayRecord()
-
-    @property
-    def _exchanges(self) -> Exchanges:
-        exchanges: Exchanges = self._grid
-        return exchanges
 
     # Beginning, and going on
 
@@ -111,8 +95,9 @@ class Call:
         else:
             model = self._shelf.keep(version, initial)
         self._arrays = model.record
+        here = self._grid.next
         self._stand = Stand(
-            call=number, next=self._exchanges.next, before=sum(ended.rounds for ended in done),
+            call=number, next=here, first=here, before=sum(ended.rounds for ended in done),
             version=model.version, digest=model.digest,
         )  # fmt: skip
         self._commit()
@@ -132,8 +117,8 @@ class Call:
         self._arrays = self._shelf.model(self._stand.version, self._stand.digest).record
         if self._stand.aggregated:
             self._result.arrays = self._arrays
-        self._exchanges.next = self._stand.next
-        self._exchanges.messenger.publish(self._stand.version, self._stand.digest)
+        self._grid.next = self._stand.next
+        self._grid.messenger.publish(self._stand.version, self._stand.digest)
         state.set_chance(pieces["chance"].node)
         name = type(self._strategy).__name__
         log(INFO, "Going on with %s strategy: round %s, %s", name, self._stand.round, self._stand.phase)
@@ -149,7 +134,7 @@ class Call:
 
     def run(self, rounds: int) -> Result:
         began = time.time()
-        self._exchanges.messenger.plan(self._stand.before + rounds)
+        self._grid.messenger.plan(self._stand.before + rounds)
         steps = {"train": self._train, "evaluate": self._evaluate, "test": self._test}
         while self._stand.round <= rounds:
             if (self._stand.phase, self._stand.sent) == ("train", 0):
@@ -179,7 +164,7 @@ class Call:
             aggregated=self._stand.aggregated or arrays is not None,
         )  # fmt: skip
         self._commit()
-        self._exchanges.messenger.publish(version, digest)
+        self._grid.messenger.publish(version, digest)
 
     def _evaluate(self) -> None:
         round = self._stand.round
@@ -207,18 +192,18 @@ class Call:
             self._result.evaluate_metrics_serverapp[round] = metrics
             if self._stand.trained:
                 numbers: Metrics = {k: float(v) for k, v in metrics.items() if isinstance(v, int | float)}
-                self._exchanges.messenger.note(self._stand.trained, "test", numbers)
+                self._grid.messenger.note(self._stand.trained, "test", numbers)
         self._next_round()
 
     def _next_round(self) -> None:
-        starts = (*self._stand.starts, self._exchanges.next)
+        starts = (*self._stand.starts, self._grid.next)
         kept = starts[-self._keep - 1 :] if self._keep else starts[:1]
         self._stand = replace(
             self._stand, round=self._stand.round + 1, phase="train", sent=0, trained=0, starts=kept
         )
         self._commit()
         if self._keep and len(starts) > len(kept):
-            self._exchanges.messenger.retire(kept[0], after=starts[0] - 1)
+            self._grid.retire(kept[0], after=self._stand.first - 1)
 
     # One exchange
 
@@ -230,17 +215,23 @@ class Call:
             messages = list(configure(stand.round, self._arrays, config, self._grid))
             if not messages:
                 return []
-            sent = self._exchanges.send(messages, self._terms(messages))
+            if not self._grid.is_batch(messages):
+                return self._replies(self._grid.send_and_receive(messages, timeout=self._timeout))
+            sent = self._grid.send(messages, self._terms(messages))
             self._stand = replace(stand, sent=sent)
             self._commit()
-        answers = self._exchanges.answers(self._stand.sent)
-        replies = [answer for answer in answers if not answer.has_error()]
+        self._grid.messenger.step()
+        if self._leaves and not self._grid.ended(self._stand.sent):
+            raise Suspend
+        return self._replies(self._grid.answers(self._stand.sent))
+
+    def _replies(self, answers: Iterable[Message]) -> list[Message]:
+        """Those without errors; of the others it is told that they are left out."""
+        answers = list(answers)
         for answer in answers:
             if answer.has_error():
                 log(WARNING, "\t> left out: node %d: %s", answer.metadata.src_node_id, answer.error.reason)
-        if not replies and (why := self._grid.hopeless()):
-            raise Unavailable(f"run {self._shelf.run}: {why}", next=f"fleetfold show {self._shelf.run}")
-        return replies
+        return [answer for answer in answers if not answer.has_error()]
 
     def _terms(self, messages: Sequence[Message]) -> Terms:
         stand, train, way = self._stand, self._stand.phase == "train", self._way
@@ -255,7 +246,7 @@ class Call:
         self, replies: Sequence[Message], number: int
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """The strategy's aggregation, by our fold where there is one."""
-        fold = self._exchanges.messenger.fold(number) if self._way else None
+        fold = self._grid.messenger.fold(number) if self._way else None
         if fold is None or self._way is None or not all(map(fast.is_one_of_each, replies)):
             return self._slowly(replies)
         folded = self._shelf.open(fold.key, fold.digest)
@@ -276,14 +267,14 @@ class Call:
         key = self._shelf.refer(arrays)
         if key == layout.model(run, version):
             return Arrays(version, self._stand.digest, arrays)
-        if key == layout.model(run, version + 1) and (fold := self._exchanges.messenger.fold(trained)):
+        if key == layout.model(run, version + 1) and (fold := self._grid.messenger.fold(trained)):
             return Arrays(version + 1, fold.digest, arrays)
         return self._shelf.keep(version + 1, arrays)
 
     # Committing
 
     def _commit(self) -> None:
-        stand = self._stand = replace(self._stand, next=self._exchanges.next)
+        stand = self._stand = replace(self._stand, next=self._grid.next)
         pieces = {f"strategy.{k}": p for k, p in state.save(self._strategy, self._shelf.refer).items()}
         for phase, config in self._configs.items():
             pieces[f"{phase}_config"] = _piece(config)

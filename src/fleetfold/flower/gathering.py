@@ -20,7 +20,7 @@ from fleetfold.flower.letters import Letters
 private.quiet()
 from flwr.app import Message  # noqa: E402
 
-PAUSE = 0.01
+PAUSE = 0.02
 """Seconds for which nobody has added a message, before what is there is sent."""
 MARK = "t"
 """Ends the ids of messages that were gathered."""

@@ -6,6 +6,7 @@ Exchanges are numbered in the order in which the app sends them, so that an app 
 death, and sends them again, is answered from the record. What threads send: gathering.py.
 """
 
+import gc
 import math
 import threading
 import time
@@ -40,20 +41,22 @@ Idle = Callable[[float], None]
 
 class FleetGrid(Grid):  # type: ignore[misc]
     """`fingerprint`: of the app, which answers have to name. `fleet`: names of all devices. `idle`: see Idle;
-    what it raises ends the app."""
+    what it raises ends the app. `look`: seconds between two looks at the run."""
 
     def __init__(
         self, messenger: Messenger, objects: Objects, run: str, settings: Settings, *, fingerprint: str,
         fleet: Callable[[], Iterable[str]], idle: Idle, clock: Callable[[], float] = time.time,
+        look: float = LOOK,
     ) -> None:  # fmt: skip
         self.messenger, self.settings = messenger, settings
         self.letters = Letters(objects, run, fingerprint, fleet)
-        self._idle, self._clock, self._run = idle, clock, None
+        self._idle, self._clock, self._look, self._run = idle, clock, look, None
         self._found = messenger.run().round  # exchanges that were there already
         self._number = 0  # of the newest exchange that the app's main thread has sent
         self._lock, self._owner = threading.RLock(), threading.get_ident()
         self._gathering: Gathering | None = None
         self._lost: dict[str, Message] = {}  # answers to what was pushed to nobody
+        self.alone: Callable[[], None] = lambda: None  # hears that the app itself sends something
         private.identify(self.letters.run_id, private.SERVER)
 
     # As Flower has it
@@ -82,7 +85,7 @@ class FleetGrid(Grid):  # type: ignore[misc]
         found = list[str]()
 
         def enough() -> bool:
-            if why := self.hopeless():
+            if threading.get_ident() == self._owner and (why := self.hopeless()):
                 raise Unavailable(why)
             found[:] = self.messenger.devices()
             return len(found) >= self.settings.available
@@ -160,6 +163,11 @@ class FleetGrid(Grid):  # type: ignore[misc]
                 self.letters.contents.fresh()
             return number
 
+    def is_batch(self, messages: Sequence[Message]) -> bool:
+        """Whether they can go in one exchange."""
+        nodes = [message.metadata.dst_node_id for message in messages]
+        return len(set(nodes)) == len(nodes) and all(map(self.letters.device, nodes))
+
     def terms(self, messages: Sequence[Message], timeout: float | None) -> Terms:
         """Of messages of which nothing is known but themselves."""
         waited = self._patience(messages)
@@ -200,10 +208,13 @@ class FleetGrid(Grid):  # type: ignore[misc]
                 found.setdefault(device, self.letters.error(asked, private.NO_REPLY, why))
         return list(found.values())
 
-    def retire(self, before: int) -> None:
-        """Nobody will ask for exchanges before that one again: what they left is removed, but for arrays that
-        the app still has."""
-        self.messenger.retire(before, self.letters.held(before))
+    def retire(self, before: int, *, after: int = 0) -> None:
+        """Nobody will ask for exchanges before that one and after the other again: what they left is removed,
+        but for arrays that the app still has."""
+        if held := self.letters.held(before):
+            gc.collect()  # Flower's records are in cycles, and live on for a while
+            held = self.letters.held(before)
+        self.messenger.retire(before, held, after=after)
 
     # Sending
 
@@ -212,6 +223,7 @@ class FleetGrid(Grid):  # type: ignore[misc]
     ) -> tuple[list[str], list[int], list[Message]]:
         """→ (id of each, the exchanges that they went in, errors for those that nobody can be sent). A second
         message to the same device goes in an exchange after the first."""
+        self.alone()
         known, lost = self._known(messages)
         layers: list[list[Message]] = []
         for message in known:
@@ -256,6 +268,7 @@ class FleetGrid(Grid):  # type: ignore[misc]
 
     def _gathered(self, messages: Sequence[Message], timeout: float | None) -> list[Message]:
         """Sent by another thread than the app's main one: each has an answer, be it an error."""
+        self.alone()
         known, lost = self._known(messages)
         found = self.letters.nobody(lost)
         with self._lock:
@@ -275,7 +288,7 @@ class FleetGrid(Grid):  # type: ignore[misc]
                 wake = self.messenger.step()
                 if done() or time.monotonic() >= end:
                     return
-                look = GATHER if self._gathering else LOOK
+                look = GATHER if self._gathering else self._look
                 self._idle(max(0.0, min(wake - self._clock(), look, end - time.monotonic())))
             if self._gathering:
                 time.sleep(0.0005)  # another thread gets the lock

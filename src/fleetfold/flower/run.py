@@ -10,45 +10,38 @@ import shutil
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from msgspec import Struct
-from msgspec.structs import replace
 
 from fleetfold.adapters.lock import held
 from fleetfold.agent.app import App
 from fleetfold.coordinator.messenger import Messenger
 from fleetfold.coordinator.opening import open_messages
-from fleetfold.coordinator.policy import policies
 from fleetfold.errors import BadConfig, FleetfoldError, blame
 from fleetfold.flower import app as flower
 from fleetfold.flower import private
 from fleetfold.flower.app import FlowerApp
 from fleetfold.flower.checkpoint import Shelf
 from fleetfold.flower.client import seed
-from fleetfold.flower.grid import FleetGrid, Idle
-from fleetfold.flower.start import Durable, install
+from fleetfold.flower.grid import LOOK, FleetGrid, Idle
+from fleetfold.flower.opening import Ways, again, begun, configured, describe, found, ways
+from fleetfold.flower.start import Durable, installed
 from fleetfold.local.devices import simulated
-from fleetfold.local.run import Watch, at_work
+from fleetfold.local.run import Watch, at_work, telling
 from fleetfold.round.run import Run, RunState
 from fleetfold.settings import Settings
-from fleetfold.tell.teller import Teller
 from fleetfold.wiring import local as wiring
 from fleetfold.wiring.local import Place
 
 private.quiet()
 from flwr.app import Context, RecordDict  # noqa: E402
 
-ROUNDS = "num-server-rounds"
-"""The key of a run config by which most apps say how many rounds they do."""
 LOG = "server.log"
 """In the run's folder: what Flower says, and the whole of an error of the app's."""
-ABOUT = "app.json"
-"""Beside it: what the run was opened with, never written again."""
-SOON, LOOK = 0.05, 1.0
+SOON, PAID = 0.05, 1.0
 """Seconds between two looks at what others have taken in, and where each is paid for."""
 Give = Callable[[App, Settings, Place], object]
 """Opens a run that others take in for."""
@@ -61,25 +54,17 @@ class Prepared(Struct, frozen=True, kw_only=True):
     server: Any  # its ServerApp
     settings: Settings
     fingerprint: str
-    fold: bool = True  # ours is used where it is exact
+    ways: Ways = Ways()
 
 
-def prepare(app: FlowerApp, config: Mapping[str, Any], settings: Settings, *, fold: bool = True) -> Prepared:
+def prepare(app: FlowerApp, config: Mapping[str, Any], settings: Settings, ways: Ways = Ways()) -> Prepared:  # noqa: B008
     """Load the app, find its functions and its data. Raises BadConfig."""
-    rounds = config.get(ROUNDS)
-    known = isinstance(rounds, int) and rounds > 0
-    settings = replace(settings, app=dict(config), rounds=rounds if known else 1)
-    policies(settings)
-    simulated(settings)
+    settings = configured(config, settings)
     seed(settings.seed)
-    server = flower.server_app(app)
     return Prepared(
-        flower=app,
-        server=server,
-        settings=settings,
-        fingerprint=flower.fingerprint(app.app.folder),
-        fold=fold,
-    )
+        flower=app, server=flower.server_app(app), settings=settings,
+        fingerprint=flower.fingerprint(app.app.folder), ways=ways,
+    )  # fmt: skip
 
 
 def start(prepared: Prepared, place: Place, watch: Watch, give: Give | None = None) -> Run:
@@ -87,14 +72,11 @@ def start(prepared: Prepared, place: Place, watch: Watch, give: Give | None = No
     `give` gives it to. A run whose devices cannot load the app leaves nothing behind."""
     app, settings = prepared.flower.app, prepared.settings
     with held(place.folder, f"run {place.run}"):
-        _describe(prepared, place)
+        describe(prepared.flower, settings, prepared.ways, place)
         if give is not None:
             give(app, settings, place)
             return _drive(prepared, place, watch, found(place), resumed=True)
-        run = Run(
-            name=place.run, app=app.place, settings=settings, started_at=time.time(), round=0, kind="message",
-            messages=True,
-        )  # fmt: skip
+        run = begun(prepared.flower, settings, place.run)
         try:
             return _drive(prepared, place, watch, run, resumed=False)
         except BadConfig:
@@ -108,52 +90,21 @@ def resume(place: Place, watch: Watch) -> Run:
     with held(place.folder, f"run {place.run}"):
         run = found(place)
         app = flower.find(run.app)
-        about = msgspec.json.decode((place.folder / ABOUT).read_bytes())
-        prepared = prepare(app, run.settings.app, run.settings, fold=about["fold"])
+        prepared = prepare(app, run.settings.app, run.settings, ways(place))
         if run.state is RunState.FAILED:
-            _again(place)
+            again(place)
         return _drive(prepared, place, watch, found(place), resumed=True)
 
 
-def found(place: Place) -> Run:
-    """The run as it is. Raises BadConfig where there is none of a Flower app."""
-    known = wiring.ledger(place).run(place.run)
-    if known is None:
-        raise BadConfig(f"run {place.run} was never opened", next="fleetfold flower run FOLDER")
-    if not known[0].messages:
-        raise BadConfig(f"run {place.run} is not of a Flower app", next=f"fleetfold run --resume {place.run}")
-    return known[0]
-
-
-def _again(place: Place) -> None:
-    ledger = wiring.ledger(place)
-    while known := ledger.run(place.run):
-        after = replace(known[0], state=RunState.RUNNING, reason="", ended_at=0.0)
-        if ledger.save_run(after, known[1]):
-            return
-
-
-def _describe(prepared: Prepared, place: Place) -> None:
-    about = {
-        "app": prepared.flower.app.place, "serverapp": prepared.flower.serverapp,
-        "clientapp": prepared.flower.clientapp, "config": prepared.settings.app,
-        "fingerprint": prepared.fingerprint, "fold": prepared.fold, "flwr": private.installed(),
-    }  # fmt: skip
-    (place.folder / ABOUT).write_bytes(msgspec.json.encode(about))
-
-
 def _drive(prepared: Prepared, place: Place, watch: Watch, run: Run, *, resumed: bool) -> Run:
-    if run.state is not RunState.RUNNING:
-        watch(run, 0)
-        return run
-    if wiring.where(place) != "here":  # else whoever takes in for it tells of it
-        return _driven(prepared, place, watch, run, resumed=resumed)
-    teller = Teller(place.folder, wiring.ledger(place), wiring.objects(place), place.run)
-    with closing(teller):
-        return _driven(prepared, place, teller.beside(watch), run, resumed=resumed)
+    with telling(place, watch) as beside:
+        return _driven(prepared, place, beside, run, resumed=resumed)
 
 
 def _driven(prepared: Prepared, place: Place, watch: Watch, run: Run, *, resumed: bool) -> Run:
+    if run.state is not RunState.RUNNING:
+        watch(run, 0)
+        return run
     with logged(place.folder / LOG), _exchanges(prepared, place, watch, run) as (messenger, idle):
         ledger = wiring.ledger(place)
         if wiring.where(place) == "here":
@@ -162,22 +113,45 @@ def _driven(prepared: Prepared, place: Place, watch: Watch, run: Run, *, resumed
             else:
                 names = [device.name for device in simulated(run.settings)]
                 open_messages(run.name, run.app, run.settings, names, ledger, time.time())
-        grid = FleetGrid(
-            messenger, wiring.objects(place), place.run, prepared.settings,
-            fingerprint=prepared.fingerprint, fleet=lambda: [device.name for device in ledger.fleet()],
-            idle=idle,
-        )  # fmt: skip
-        shelf = Shelf(
-            place.run, wiring.objects(place), wiring.records(place), alone=wiring.where(place) != "cloud"
-        )
-        undo = install(Durable(shelf, fold=prepared.fold, keep=run.settings.keep))
-        try:
-            _main(prepared, messenger, grid)
-        finally:
-            undo()
+        _serve(prepared, place, messenger, idle)
         run = found(place)
         watch(run, 0)
     return run
+
+
+def turn(place: Place) -> None:
+    """One turn of a run that another process drives: everything that the app can do now. Raises Suspend when
+    only waiting is left to do; returns when the app has ended."""
+    run = found(place)
+    prepared = prepare(flower.find(run.app), run.settings.app, run.settings, ways(place))
+    with logged(place.folder / LOG):
+        if wiring.where(place) == "cloud":
+            from fleetfold.aws import opening
+
+            messenger, look = opening.messenger(place), LOOK
+        else:
+            messenger, look = wiring.messenger(place, run.settings, None, time.time), SOON
+        _serve(prepared, place, messenger, lambda seconds: time.sleep(min(seconds, look)))
+
+
+def _serve(prepared: Prepared, place: Place, messenger: Messenger, idle: Idle) -> None:
+    """The app's main(), with a durable start."""
+    settings, ways = prepared.settings, prepared.ways
+    ledger, durable = wiring.ledger(place), wiring.is_durable(settings)
+    objects = wiring.objects(place, durable=durable)
+    grid = FleetGrid(
+        messenger, objects, place.run, settings, fingerprint=prepared.fingerprint,
+        fleet=lambda: [device.name for device in ledger.fleet()], idle=idle,
+        look=PAID if wiring.where(place) == "cloud" else LOOK,
+    )  # fmt: skip
+    if ways.process:
+        _main(prepared, messenger, grid)
+        return
+    shelf = Shelf(
+        place.run, objects, wiring.records(place, durable=durable), alone=wiring.where(place) != "cloud"
+    )
+    with installed(Durable(shelf, grid, fold=ways.fold, keep=settings.keep, leaves=ways.suspend)):
+        _main(prepared, messenger, grid)
 
 
 def _main(prepared: Prepared, messenger: Messenger, grid: FleetGrid) -> None:
@@ -236,7 +210,7 @@ def _exchanges(prepared: Prepared, place: Place, watch: Watch, run: Run) -> Iter
         case "cloud":
             from fleetfold.aws import opening
 
-            yield opening.messenger(place), shown(0, lambda seconds: time.sleep(min(seconds, LOOK)))
+            yield opening.messenger(place), shown(0, time.sleep)
 
 
 @contextmanager

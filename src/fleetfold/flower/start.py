@@ -6,32 +6,43 @@
 Several calls in one main() are told apart by their number; those that have returned return the same again.
 """
 
-from collections.abc import Callable
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import wraps
-from typing import Any
+from logging import WARNING
 
 from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from fleetfold.flower.again import Again
-from fleetfold.flower.call import Call, Ended, Evaluate, ended_calls
+from fleetfold.flower.call import Call, Ended, Evaluate, ended_calls, log
 from fleetfold.flower.checkpoint import Shelf
+from fleetfold.flower.grid import FleetGrid
+
+ALONE = (
+    "the app sends messages itself, outside of a strategy's start: that part lives in its process, which is "
+    "kept for it; after a death it is done again, and answered from what had arrived"
+)
 
 
 class Durable:
     """The calls of `start` in one process. `fold`: our fold is used where it is exact. `keep`: rounds whose
-    answers are kept, 0: all."""
+    answers are kept, 0: all. `leaves`: where it would wait, Suspend is raised."""
 
-    def __init__(self, shelf: Shelf, *, fold: bool = True, keep: int = 2) -> None:
-        self._shelf, self._fold, self._keep = shelf, fold, keep
+    def __init__(
+        self, shelf: Shelf, grid: FleetGrid, *, fold: bool = True, keep: int = 2, leaves: bool = False
+    ) -> None:
+        self._shelf, self._fold, self._keep, self._leaves = shelf, fold, keep, leaves
         self._calls, self._done, self._body = 0, tuple[Ended, ...](), shelf.newest()
-        self.inside = False
-        """Whether a call is going on: what is sent outside of it lives in the app's process alone."""
+        self._inside, self._said = False, False
+        grid.alone = self._alone
 
     def start(
-        self, strategy: Strategy, grid: Any, initial_arrays: ArrayRecord, num_rounds: int, timeout: float,
-        train_config: ConfigRecord, evaluate_config: ConfigRecord, evaluate_fn: Evaluate | None,
+        self, strategy: Strategy, grid: FleetGrid, initial_arrays: ArrayRecord, num_rounds: int,
+        timeout: float, train_config: ConfigRecord, evaluate_config: ConfigRecord,
+        evaluate_fn: Evaluate | None,
     ) -> Result:  # fmt: skip
         self._calls += 1
         body = self._body
@@ -43,19 +54,26 @@ class Durable:
             return self._result(ended)
         call = Call(
             self._shelf, strategy, grid, timeout, train_config, evaluate_config, evaluate_fn,
-            fold=self._fold, keep=self._keep,
+            fold=self._fold, keep=self._keep, leaves=self._leaves,
         )  # fmt: skip
         if body is not None and body["stand"]["call"] == self._calls:
             call.resume(body)
         else:
             call.begin(self._calls, initial_arrays, self._done)
-        self._body, self.inside = None, True
+        self._body, self._inside = None, True
         try:
             result = call.run(num_rounds)
         finally:
-            self.inside = False
+            self._inside = False
         self._done = (*self._done, call.ended())
         return result
+
+    def _alone(self) -> None:
+        """The app sends something outside of `start`: what it makes of the answers lives in its process."""
+        if not self._inside and not self._said:
+            self._said = True
+            log(WARNING, ALONE)
+            print(ALONE, file=sys.stderr, flush=True)
 
     def _result(self, ended: Ended) -> Result:
         result = Result()
@@ -66,9 +84,10 @@ class Durable:
         return result
 
 
-def install(durable: Durable) -> Callable[[], None]:
+@contextmanager
+def installed(durable: Durable) -> Iterator[None]:
     """Put it into Flower's `Strategy`, of which no strategy of Flower's has a `start` of its own; one of the
-    user's that has keeps it. → takes it out again."""
+    user's that has keeps it."""
     flowers = Strategy.start
 
     @wraps(flowers)
@@ -77,7 +96,7 @@ def install(durable: Durable) -> Callable[[], None]:
         train_config: ConfigRecord | None = None, evaluate_config: ConfigRecord | None = None,
         evaluate_fn: Evaluate | None = None,
     ) -> Result:  # fmt: skip
-        if not hasattr(grid, "answers"):  # it is no grid of ours
+        if not isinstance(grid, FleetGrid):
             return flowers(
                 self, grid, initial_arrays, num_rounds, timeout, train_config, evaluate_config, evaluate_fn
             )
@@ -88,8 +107,7 @@ def install(durable: Durable) -> Callable[[], None]:
         )
 
     Strategy.start = start
-
-    def undo() -> None:
+    try:
+        yield
+    finally:
         Strategy.start = flowers
-
-    return undo

@@ -131,11 +131,12 @@ def _to_its_end(
     app: App, trainer: Trainer, place: Place, ledger: Ledger, watch: Watch, wrote: Wrote, *, resumed: bool
 ) -> Run:
     """Or to where it is paused or stopped; it goes on if somebody has resumed it before it was left."""
-    while True:
-        run = _drive(app, trainer, place, ledger, watch, wrote, resumed=resumed)
-        found = ledger.run(place.run)
-        if found is None or found[0].state is not RunState.RUNNING:
-            return run
+    with telling(place, watch) as beside:
+        while True:
+            run = _drive(app, trainer, place, ledger, beside, wrote, resumed=resumed)
+            found = ledger.run(place.run)
+            if found is None or found[0].state is not RunState.RUNNING:
+                return run
 
 
 def _drive(
@@ -144,24 +145,30 @@ def _drive(
     found = ledger.run(place.run)
     assert found is not None
     run, _ = found
-    teller = Teller(place.folder, ledger, wiring.objects(place), place.run)
     if run.state is not RunState.RUNNING:
-        teller.look()
         watch(run, 0)
         return run
-    with closing(teller), at_work(app, place, run, watch) as (workers, control):
+    with at_work(app, place, run, watch) as (workers, control):
         coordinator = wiring.coordinator(place, run.settings, control, time.time, tester(app, trainer), wrote)
         if resumed:
             coordinator.resume()
         while (wake := coordinator.step()) != float("inf"):
             run, _ = ledger.run(place.run) or (run, 0)
             watch(run, workers.ready)
-            teller.look()
             workers.wait(min(wake - time.time(), 0.25))
-        teller.look()
     run, _ = ledger.run(place.run) or (run, 0)
     watch(run, 0)
     return run
+
+
+@contextmanager
+def telling(place: Place, watch: Watch) -> Iterator[Watch]:
+    """`watch`, beside which is told what ends (tell/teller.py), by the process that drives the run."""
+    if wiring.where(place) != "here":
+        yield watch  # whoever drives it tells of it
+        return
+    with closing(Teller(place.folder, wiring.ledger(place), wiring.objects(place), place.run)) as teller:
+        yield teller.beside(watch)
 
 
 @contextmanager

@@ -212,14 +212,15 @@ def coordinator(
 
 
 def messenger(
-    place: Place, settings: Settings, control: Control | None, clock: Callable[[], float]
-) -> Messenger:
+    place: Place, settings: Settings, control: Control | None, clock: Callable[[], float], *,
+    merges: bool = True,
+) -> Messenger:  # fmt: skip
     """The exchanges of a run on this machine, by the process of its app; `control` None: another one has the
-    bus. That which has it holds the run's lock."""
+    bus. That which has it holds the run's lock. `merges` False: the process that has the app is another."""
     durable = is_durable(settings)
     return Messenger(
         place.run, ledger(place, durable=durable), objects(place, durable=durable), control, NoAlarm(),
-        policies(settings), clock, sole=True,
+        policies(settings), clock, sole=True, merges=merges,
         stopwatch=by_devices_clock if where(place) == "here" else by_own_clock,
     )  # fmt: skip
 
