@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -160,24 +160,32 @@ def _browser(port: int) -> dict[str, str]:
 
 
 def _slowed(pairs: int, devices: int) -> dict[str, str]:
-    """In turn, so that what else the machine does meets both alike."""
-    plain, watched, shares = list[float](), list[float](), list[float]()
-    for _ in range(pairs):
-        plain.append(_run(devices, watch=False)[0])
-        seconds, share = _run(devices, watch=True)
-        watched.append(seconds)
-        shares.append(share)
-    slower = median(w / p for w, p in zip(watched, plain, strict=True)) - 1
+    """In turn, so that what else the machine does meets both alike. The CPU of the run is what tells on a
+    machine that others use too."""
+    plain, watched = list[_Took](), list[_Took]()
+    for pair in range(pairs):
+        for watch in (False, True) if pair % 2 else (True, False):
+            (watched if watch else plain).append(_run(devices, watch=watch))
+    slower = median(w.seconds / p.seconds for w, p in zip(watched, plain, strict=True)) - 1
+    dearer = median(w.cpu / p.cpu for w, p in zip(watched, plain, strict=True)) - 1
     return {
-        f"a round of {devices} devices, unwatched": f"{1000 * median(plain):.0f} ms",
-        "the same, watched": f"{1000 * median(watched):.0f} ms",
+        f"a round of {devices} devices, unwatched": f"{1000 * median(p.seconds for p in plain):.0f} ms",
+        "the same, watched": f"{1000 * median(w.seconds for w in watched):.0f} ms",
         "slower by": f"{100 * slower:+.1f} %",
-        "the server's CPU meanwhile": f"{100 * median(shares):.1f} % of one core",
+        "more CPU of the run": f"{100 * dearer:+.1f} %",
+        "the server's CPU meanwhile": f"{100 * median(w.server for w in watched):.1f} % of one core",
     }
 
 
-def _run(devices: int, *, watch: bool) -> tuple[float, float]:
-    """→ median seconds of a round, and the server's share of one core."""
+class _Took(NamedTuple):
+    """Median seconds of a round, seconds of CPU of the run's processes, the server's share of one core."""
+
+    seconds: float
+    cpu: float
+    server: float
+
+
+def _run(devices: int, *, watch: bool) -> _Took:
     with tempfile.TemporaryDirectory(prefix="fleetfold-bench-") as home:
         words = ["run", str(APP), "--devices", str(devices), "--rounds", "60", "--workers", "1", "--json"]
         environment = {**os.environ, "FLEETFOLD_HOME": home}
@@ -185,16 +193,20 @@ def _run(devices: int, *, watch: bool) -> tuple[float, float]:
             process = subprocess.Popen(
                 [sys.executable, "-m", "fleetfold", *words], env=environment, stdout=subprocess.DEVNULL
             )
-            page, began, used = _Page(port), time.monotonic(), _cpu(server.pid)
-            while process.poll() is None:
+            page, began, before = _Page(port), time.monotonic(), _cpu(server.pid)
+            while True:
+                ended, _, used = os.wait4(process.pid, os.WNOHANG)
+                if ended:
+                    break
                 if watch:
                     page.poll()
                 time.sleep(0.8)
-            share = (_cpu(server.pid) - used) / (time.monotonic() - began)
-        openings = [
-            round.opened_at for round in wiring.ledger(Place(Path(home), "add_one-1")).rounds("add_one-1")
-        ]
-    return median(after - before for before, after in pairwise(openings[2:])), share
+            process.returncode = 0  # it has been waited for
+            share = (_cpu(server.pid) - before) / (time.monotonic() - began)
+        ledger = wiring.ledger(Place(Path(home), "add_one-1"))
+        openings = [round.opened_at for round in ledger.rounds("add_one-1")]
+    seconds = median(after - before for before, after in pairwise(openings[2:]))
+    return _Took(seconds, used.ru_utime + used.ru_stime, share)
 
 
 def _cpu(pid: int) -> float:
