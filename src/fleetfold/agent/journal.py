@@ -46,7 +46,9 @@ class Journal:
 
     def attempts(self, task: Task) -> int:
         """How often this very task was begun in this life and not finished."""
-        entry = self.entry(task)
+        return self._attempts(self.entry(task), task)
+
+    def _attempts(self, entry: Entry | None, task: Task) -> int:
         same = entry is not None and (entry.task.round, entry.life) == (task.round, self._life)
         return entry.attempts if entry is not None and same else 0
 
@@ -67,11 +69,13 @@ class Journal:
             self._put(msgspec.structs.replace(entry, attempts=attempts))
 
     def promise(self, task: Task) -> None:
-        attempts = self.attempts(task) + 1
-        self._put(Entry(task=task, attempts=attempts, life=self._life, kept=self._slot(task)))
+        entry = self.entry(task)
+        attempts = self._attempts(entry, task) + 1
+        self._put(Entry(task=task, attempts=attempts, life=self._life, kept=_slot(entry)))
 
     def settle(self, task: Task, report: Report) -> None:
-        entry, slot = self.entry(task), self._slot(task)
+        entry = self.entry(task)
+        slot = _slot(entry)
         left = entry is not None and entry.filling and entry.task.round == task.round
         if left and report.state == "delivered":
             slot = _other(slot)
@@ -79,7 +83,7 @@ class Journal:
 
     def kept(self, task: Task) -> bytes | None:
         """What the newest update that was delivered left for this run's next; None: nothing yet."""
-        slot, pieces = self._slot(task), list[bytes]()
+        slot, pieces = _slot(self.entry(task)), list[bytes]()
         while slot >= 0 and (record := self._records.get(self._piece(task, slot, len(pieces)))):
             pieces.append(record.value)
             if len(record.value) < PIECE:
@@ -89,16 +93,12 @@ class Journal:
     def keep(self, task: Task, data: bytes) -> None:
         """Leave that for the next one; what is in force stays so until the task is settled as delivered. The
         task was promised."""
-        slot = _other(self._slot(task))
+        slot = _other(_slot(self.entry(task)))
         for k in range(0, len(data) + 1, PIECE):  # the last one is shorter than a piece, and ends it
             self._records.put_many([(self._piece(task, slot, k // PIECE), data[k : k + PIECE])])
         entry = self.entry(task)
         if entry is not None and not entry.filling:
             self._put(msgspec.structs.replace(entry, filling=True))
-
-    def _slot(self, task: Task) -> int:
-        entry = self.entry(task)
-        return -1 if entry is None else entry.kept
 
     def _piece(self, task: Task, slot: int, number: int) -> str:
         return f"kept/{self._device}/{task.run}/{slot}/{number:06}"
@@ -112,6 +112,11 @@ class Journal:
 
     def _key(self, task: Task) -> str:
         return f"{self._prefix}{task.run}:{task.kind}"
+
+
+def _slot(entry: Entry | None) -> int:
+    """That in force; -1: none yet."""
+    return -1 if entry is None else entry.kept
 
 
 def _other(slot: int) -> int:

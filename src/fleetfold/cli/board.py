@@ -23,8 +23,9 @@ from fleetfold.view import Following, Row, title, trained
 from fleetfold.wiring import local as wiring
 from fleetfold.wiring.local import Place
 
-EVERY = 0.1
-"""Seconds between two looks at the ledger: what a person can follow, and what costs the run nothing."""
+EVERY, SELDOM = 0.1, 0.3
+"""Seconds between two looks at the ledger: what a person can follow, and what costs the run nothing; and
+where only what has ended is told."""
 
 
 class Board:
@@ -57,7 +58,7 @@ class Board:
 
     def __call__(self, run: Run, ready: int) -> None:
         now = time.monotonic()
-        if now - self._looked < EVERY and run.state is RunState.RUNNING:
+        if now - self._looked < (EVERY if self._live else SELDOM) and run.state is RunState.RUNNING:
             return
         self._looked = now
         if not self._opened:

@@ -25,7 +25,7 @@ from fleetfold.ports import pause
 from fleetfold.settings import Settings
 from fleetfold.wiring import local as wiring
 
-BATCH = 0.02
+BATCH = 0.05
 """Seconds between two hints while there is more to do: a coordinator that looks at each report by itself
 spends more on looking than on what it sees."""
 
