@@ -92,27 +92,28 @@ USUAL = 256
 """Bytes of a .npy file's header up to which it is remembered."""
 
 
+def _plain(at: "NDArray[Any] | tuple[Stored, Tensor]") -> tuple[str, tuple[int, ...]]:
+    if isinstance(at, np.ndarray):
+        return _named(at.dtype), tuple(at.shape)
+    return _named(DTYPES[at[1].dtype]), tuple(at[1].shape)
+
+
 class LazyArray(Array):  # type: ignore[misc]
-    """An Array of numpy's whose data is a view, or lies in a stored object. Untouched until `data` is set."""
+    """An Array of numpy's whose data is a view, or lies in a stored object. Untouched until `data` is set.
+    `plain`: (dtype, shape) of its numbers."""
+
+    plain: tuple[str, tuple[int, ...]]
 
     def __init__(
         self, at: "NDArray[Any] | tuple[Stored, Tensor]", *, fortran: bool = False, dtype: str | None = None,
         shape: tuple[int, ...] | None = None,
     ) -> None:  # fmt: skip
         """`dtype`, `shape`: what it is to say of itself, where that is not what it is."""
-        self.__dict__.update(_at=at, fortran=fortran, stype=NPY)
-        plain = self.plain
+        plain = _plain(at)
         self.__dict__.update(
-            dtype=plain[0] if dtype is None else dtype, shape=plain[1] if shape is None else shape
-        )
-
-    @property
-    def plain(self) -> tuple[str, tuple[int, ...]]:
-        """(dtype, shape) of its numbers."""
-        at: NDArray[Any] | tuple[Stored, Tensor] = self.__dict__["_at"]
-        if isinstance(at, np.ndarray):
-            return _named(at.dtype), tuple(at.shape)
-        return _named(DTYPES[at[1].dtype]), tuple(at[1].shape)
+            _at=at, plain=plain, fortran=fortran, stype=NPY, dtype=plain[0] if dtype is None else dtype,
+            shape=plain[1] if shape is None else shape,
+        )  # fmt: skip
 
     @property
     def origin(self) -> tuple[Stored, Tensor] | None:

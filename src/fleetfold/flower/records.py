@@ -34,6 +34,7 @@ RECORDS = 1 << 10
 """Records that a content may have."""
 EXAMPLES = "num-examples"
 """The metric by which Flower's strategies weigh, if they are not told otherwise."""
+NONE_OF_NUMPYS = str(BF16)
 SPILLED = "json"
 """The name of the tensor of what had no room."""
 
@@ -272,7 +273,7 @@ def _array(rest: _Rest, name: str, odd: _Odd | None) -> Array:
     odd = odd or _Odd()
     if odd.stype is None:
         lazy = LazyArray(rest.take(name), fortran=odd.fortran, dtype=odd.dtype, shape=odd.shape)
-        if lazy.plain[0] == str(BF16):
+        if lazy.plain[0] == NONE_OF_NUMPYS:
             raise ValueError(f"array {name[:80]!r}: bfloat16 is no type of numpy's")
         return lazy
     data = rest.bytes(name)
