@@ -67,7 +67,7 @@ def terms(strategy: Strategy, messages: Sequence[Message], *, train: bool) -> Te
         return Terms()
     trees = isinstance(inner, flower.FedXgbBagging | flower.FedXgbCyclic)
     return Terms(
-        alike=train and not trees and all(_is_plain(message) for message in messages),
+        alike=train and not trees and all(map(_is_plain, {id(m.content): m for m in messages}.values())),
         weight=inner.weighted_by_key, same_metrics=True,
     )  # fmt: skip
 
