@@ -5,6 +5,7 @@ open ─▶ ServerApp(grid, context) ─▶ ┌ exchange ─▶ watch ─▶ wai
 The app's process is this one. Devices are workers here, those of a hub, or those of a stack on AWS.
 """
 
+import gc
 import logging
 import shutil
 import time
@@ -162,6 +163,7 @@ def _main(prepared: Prepared, messenger: Messenger, grid: FleetGrid) -> None:
     )  # fmt: skip
     seed(prepared.settings.seed)
     place = f"serverapp = {prepared.flower.serverapp!r}"
+    gc.freeze()  # what was loaded stays: nobody need look for garbage in it again
     try:
         prepared.server(grid, context)
     except FleetfoldError as error:

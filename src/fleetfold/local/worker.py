@@ -4,6 +4,7 @@ It hears "look" on its socket, and says "reported" or "error" there. When the so
 coordinator is dead, and so is it, whatever it was doing: the next one resumes from the journal.
 """
 
+import gc
 import os
 import random
 import socket
@@ -82,6 +83,7 @@ def _work(orders: Orders, look: threading.Event, say: Callable[[Hint], None]) ->
         f"worker-{orders.worker}",
         orders.life,
     )
+    gc.freeze()  # what was loaded stays: nobody need look for garbage in it again
     say(Hint("ready"))
     for agent in fleet.agents.values():
         agent.resume()
