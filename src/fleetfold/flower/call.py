@@ -95,6 +95,7 @@ class Call:
         else:
             model = self._shelf.keep(version, initial)
         self._arrays = model.record
+        initial.update(model.record)  # the same numbers, read where they lie: no memory is kept for them
         here = self._grid.next
         self._stand = Stand(
             call=number, next=here, first=here, before=sum(ended.rounds for ended in done),
