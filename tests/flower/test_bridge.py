@@ -17,12 +17,13 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key, load_ssh_public_key
 
+from fleetfold.adapters.lock import is_locked
 from fleetfold.errors import BadConfig, Unavailable
 from fleetfold.flower.app import fingerprint
 from fleetfold.flower.bridge import nodes as bridge_nodes
 from fleetfold.flower.bridge.app import Forwarding, until
 from fleetfold.flower.bridge.bridge import Bridge
-from fleetfold.flower.bridge.keeper import held, reason, standings
+from fleetfold.flower.bridge.keeper import reason, standings
 from fleetfold.flower.bridge.lines import ADDRESS, SPOOL, Back, Forward, ask, failed
 from fleetfold.flower.bridge.nodes import KEEPER, PORT, Link, Node, Plan, keyed, plan, reach
 from fleetfold.fold.tensors import read
@@ -82,7 +83,7 @@ def serving(folder: Path, post: Echo, nodes: tuple[Node, ...] = ()) -> Iterator[
     thread.start()
     try:
         eventually((folder / ADDRESS).exists)
-        eventually(lambda: held(folder / KEEPER))
+        eventually(lambda: is_locked(folder / KEEPER))
         yield bridge
     finally:
         bridge.stop()

@@ -34,8 +34,13 @@ def held(folder: Path, what: str) -> Iterator[None]:
 
 def is_held(folder: Path) -> bool:
     """Whether some process holds it now."""
+    return is_locked(folder / "lock")
+
+
+def is_locked(path: Path) -> bool:
+    """Whether some process has that file locked; many may look at once."""
     try:
-        with (folder / "lock").open("r") as file:
+        with path.open("r") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True

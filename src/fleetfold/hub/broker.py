@@ -22,6 +22,7 @@ from typing import TextIO
 
 import msgspec
 
+from fleetfold.adapters.lock import is_locked
 from fleetfold.bundle import private
 from fleetfold.errors import BadConfig, Unavailable
 from fleetfold.hub import rights
@@ -144,7 +145,7 @@ def tell(folder: Path, records: Records, device: str) -> bool:
     credential of it is cut off. → whether one runs: if not, it reads the records when it starts. Raises
     Unavailable: the record stands, tell it again."""
     with locked(folder):
-        if not _runs(folder):
+        if not is_locked(folder / "broker.lock"):
             return False
         place, current = site(folder), credential(records, device)
         _shut_out(folder, credentials(records))
@@ -221,7 +222,7 @@ def _shut_out(folder: Path, known: Sequence[Credential]) -> Path:
 def _sole(folder: Path) -> Iterator[TextIO]:
     """The lock that a broker holds as long as it lives, whoever started it. Raises BadConfig if one does."""
     give_up = time.monotonic() + ENDING
-    while _runs(folder):
+    while is_locked(folder / "broker.lock"):
         if time.monotonic() > give_up:
             pid = (folder / "broker.lock").read_text()
             raise BadConfig(f"a broker of {folder} runs already, as process {pid}", next=f"kill {pid}")
@@ -229,17 +230,6 @@ def _sole(folder: Path) -> Iterator[TextIO]:
     with (folder / "broker.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield lock
-
-
-def _runs(folder: Path) -> bool:
-    try:
-        with (folder / "broker.lock").open("r+") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
 
 
 def _installed() -> tuple[str, str]:

@@ -25,8 +25,9 @@ import msgspec
 from msgspec import Struct
 from msgspec.structs import replace
 
+from fleetfold.adapters.lock import is_locked
 from fleetfold.errors import BadConfig, FleetfoldError, Unavailable, blame
-from fleetfold.flower.bridge.keeper import Standing, held, standings
+from fleetfold.flower.bridge.keeper import Standing, standings
 from fleetfold.flower.bridge.lines import FORWARD, LINE, SPOOL, Back, Forward, failed, line, listening
 from fleetfold.flower.bridge.nodes import KEEPER, LOCK, PLAN, Plan
 from fleetfold.flower.private import RAISED, UNAVAILABLE
@@ -224,7 +225,7 @@ class Bridge:
     def _adopt(self) -> None:
         """Go on with the SuperNodes of a bridge that was killed, if they are those that are wanted."""
         folder = self._folder
-        if held(folder / KEEPER):
+        if is_locked(folder / KEEPER):
             before = msgspec.json.decode((folder / PLAN).read_bytes(), type=Plan)
             if before.commands == self._plan.commands:
                 self._log("the SuperNodes of the bridge before are still there")
@@ -241,7 +242,7 @@ class Bridge:
             )  # fmt: skip
 
     def _supervise(self) -> None:
-        if not held(self._folder / KEEPER) and (self._keeper is None or self._keeper.poll() is not None):
+        if not is_locked(self._folder / KEEPER) and (self._keeper is None or self._keeper.poll() is not None):
             if self._keeper is not None:
                 self._log("the keeper of the SuperNodes has died; it is started again")
             self._start_keeper()
@@ -266,7 +267,7 @@ class Bridge:
 
     def _end_keeper(self) -> None:
         lock, give_up = self._folder / KEEPER, time.monotonic() + PATIENCE
-        while held(lock) and time.monotonic() < give_up:
+        while is_locked(lock) and time.monotonic() < give_up:
             with suppress(ValueError, ProcessLookupError):
                 os.kill(int(lock.read_text()), signal.SIGTERM)
             time.sleep(0.1)

@@ -25,6 +25,7 @@ from typing import IO, Literal
 import msgspec
 from msgspec import Struct
 
+from fleetfold.adapters.lock import is_locked
 from fleetfold.flower.bridge.nodes import KEEPER, LOCK, PLAN, PORT, Node, Plan
 from fleetfold.ports import pause
 
@@ -212,7 +213,7 @@ def _keep(folder: Path, plan: Plan) -> None:
             if (standings := [each.standing for each in watched]) != told:
                 _tell(folder, standings)
                 told = standings
-            if held(folder / LOCK):
+            if is_locked(folder / LOCK):
                 seen = time.monotonic()
             ending = ending or time.monotonic() - seen > plan.grace
             time.sleep(LOOK)
@@ -255,18 +256,6 @@ def standings(folder: Path) -> Mapping[str, Standing]:
     except (OSError, msgspec.MsgspecError):
         return {}
     return {standing.device: standing for standing in found}
-
-
-def held(path: Path) -> bool:
-    """Whether some process holds that lock."""
-    try:
-        with path.open("r+") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
-    except BlockingIOError:
-        return True
-    return False
 
 
 if __name__ == "__main__":
