@@ -27,6 +27,10 @@ from fleetfold.round.run import Run
 from fleetfold.settings import Settings
 
 
+def never() -> Faults:
+    return Faults(None, simulated_death)
+
+
 class Walk:
     """A trainer whose update depends on the device, the round's seed and the model: any mix-up shows."""
 

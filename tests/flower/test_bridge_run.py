@@ -89,6 +89,7 @@ class Site:
         )  # fmt: skip
         for task in fleet.link.tasks():
             fleet.agents[task.device].handle(task)
+        fleet.link.flush()
 
     def place(self, run: int = 7) -> Place:
         return Place(self.home, f"{PREFIX}{run}")

@@ -3,7 +3,6 @@
 import pytest
 
 from fleetfold import Trained, Work
-from fleetfold.adapters.faults import Faults, simulated_death
 from fleetfold.adapters.transfer import ObjectTransfer
 from fleetfold.agent.journal import Journal
 from fleetfold.agent.loop import Agent
@@ -11,7 +10,7 @@ from fleetfold.errors import BadUpdate
 from fleetfold.fold.tensors import Tensors
 from fleetfold.messages import Report, Task
 from fleetfold.ports import Objects, pause
-from tests.world import Walk, World
+from tests.world import Walk, World, never
 
 
 class Dies(Walk):
@@ -32,10 +31,6 @@ def invited(trainer: Walk) -> tuple[World, Task]:
     world = World(trainer=trainer, rounds=1)
     world.coordinator(never()).step()
     return world, world.bus.link(["d0"]).tasks()[0]
-
-
-def never() -> Faults:
-    return Faults(None, simulated_death)
 
 
 def agent(world: World) -> Agent:

@@ -3,16 +3,11 @@
 import pytest
 
 from fleetfold import layout
-from fleetfold.adapters.faults import Faults, simulated_death
 from fleetfold.adapters.memory import MemoryBus
 from fleetfold.messages import Presence, Task
 from fleetfold.round.fleet import heard
 from fleetfold.round.run import RunState
-from tests.world import World
-
-
-def never() -> Faults:
-    return Faults(None, simulated_death)
+from tests.world import World, never
 
 
 def invited(world: World) -> set[str]:

@@ -16,7 +16,8 @@ _T = TypeVar("_T")
 WRITES = frozenset(
     {
         *("put", "delete", "swap", "put_many", "begin", "finish", "abandon"),
-        *("invite", "acknowledge", "withdraw", "report", "deliver", "wake_at", "tell", "grant", "command"),
+        *("invite", "acknowledge", "withdraw", "report", "report_all"),
+        *("deliver", "wake_at", "tell", "grant", "command"),
     }
 )
 

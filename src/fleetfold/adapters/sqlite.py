@@ -187,5 +187,8 @@ class SqliteLink:
         return fresh
 
     def report(self, report: Report) -> None:
-        row = (encode(report),)
-        self._database.write(lambda c: c.execute("INSERT INTO reports (report) VALUES (?)", row))
+        self.report_all([report])
+
+    def report_all(self, reports: Sequence[Report]) -> None:
+        rows = [(encode(report),) for report in reports]
+        self._database.write(lambda c: c.executemany("INSERT INTO reports (report) VALUES (?)", rows))

@@ -7,11 +7,14 @@ Rounds of a run only go up, so the newest entry says all. A task that killed its
 again is given up after ATTEMPTS; what killed the whole machine, or everything at once, does not count.
 """
 
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
+
 import msgspec
 from msgspec import Struct
 
 from fleetfold.messages import Report, Task, encode
-from fleetfold.ports import Records
+from fleetfold.ports import Record
 
 ATTEMPTS = 3
 """Times that a task may be begun without being finished, in one life."""
@@ -31,18 +34,34 @@ PIECE = 8 << 20
 _ENTRY = msgspec.json.Decoder(Entry)
 
 
-class Journal:
-    """The journal of one device, in records of its own. `life` names what outlives the process and
-    starts it again: the machine since its boot, or the run that supervises its workers."""
+Write = Callable[[Sequence[tuple[str, bytes]]], None]
 
-    def __init__(self, records: Records, device: str, life: str) -> None:
-        self._device = device
-        self._records, self._prefix, self._life = records, f"journal/{device}/", life
+
+class Pages(Protocol):
+    """What a journal needs of Records."""
+
+    def get(self, key: str) -> Record | None: ...
+    def put_many(self, values: Sequence[tuple[str, bytes]]) -> None: ...
+    def scan(self, prefix: str) -> Iterable[tuple[str, Record]]: ...
+
+
+class Journal:
+    """The journal of one device, in records of its own, which nobody else writes. `life` names what outlives
+    the process and starts it again: the machine since its boot, or the run that supervises its workers.
+    `soon` writes what may still be lost with the process: that a task is settled (None: at once)."""
+
+    def __init__(self, records: Pages, device: str, life: str, soon: Write | None = None) -> None:
+        self._device, self._life = device, life
+        self._records, self._soon, self._prefix = records, soon or records.put_many, f"journal/{device}/"
+        self._newest: tuple[str, Entry | None] | None = None  # of the task at hand, by key
 
     def entry(self, task: Task) -> Entry | None:
         """The newest entry for the task's run and kind of work."""
-        record = self._records.get(self._key(task))
-        return None if record is None else _ENTRY.decode(record.value)
+        key = self._key(task)
+        if self._newest is None or self._newest[0] != key:
+            record = self._records.get(key)
+            self._newest = key, None if record is None else _ENTRY.decode(record.value)
+        return self._newest[1]
 
     def attempts(self, task: Task) -> int:
         """How often this very task was begun in this life and not finished."""
@@ -79,7 +98,8 @@ class Journal:
         left = entry is not None and entry.filling and entry.task.round == task.round
         if left and report.state == "delivered":
             slot = _other(slot)
-        self._put(Entry(task=task, report=report, kept=slot))
+        self._put(Entry(task=task, report=report, kept=slot), self._soon)
+        self._newest = None  # its task is as large as a message: a process may have thousands of devices
 
     def kept(self, task: Task) -> bytes | None:
         """What the newest update that was delivered left for this run's next; None: nothing yet."""
@@ -107,8 +127,10 @@ class Journal:
         """Every newest entry: what is to be finished, or told again, after a restart."""
         return [_ENTRY.decode(record.value) for _, record in self._records.scan(self._prefix)]
 
-    def _put(self, entry: Entry) -> None:
-        self._records.put_many([(self._key(entry.task), encode(entry))])
+    def _put(self, entry: Entry, write: Write | None = None) -> None:
+        key, self._newest = self._key(entry.task), None  # where the write fails, nobody knows what is there
+        (write or self._records.put_many)([(key, encode(entry))])
+        self._newest = key, entry
 
     def _key(self, task: Task) -> str:
         return f"{self._prefix}{task.run}:{task.kind}"

@@ -2,6 +2,8 @@
 
 It hears "look" on its socket, and says "reported" or "error" there. When the socket closes, its
 coordinator is dead, and so is it, whatever it was doing: the next one resumes from the journal.
+
+    handle, handle, handle …   what they report is told together: every BATCH seconds, and when none is left
 """
 
 import gc
@@ -27,8 +29,8 @@ from fleetfold.settings import Settings
 from fleetfold.wiring import local as wiring
 
 BATCH = 0.05
-"""Seconds between two hints while there is more to do: a coordinator that looks at each report by itself
-spends more on looking than on what it sees."""
+"""Seconds that a report waits for others while there is more to do: who writes each by itself, or looks at
+each by itself, spends more on that than on the work."""
 
 
 class Orders(Struct, frozen=True):
@@ -87,24 +89,56 @@ def _work(orders: Orders, look: threading.Event, say: Callable[[Hint], None]) ->
     say(Hint("ready"))
     for agent in fleet.agents.values():
         agent.resume()
+    fleet.link.flush()
     say(Hint("reported"))
     chance, idle = random.Random(orders.worker), 0
     pending: dict[str, Task] = {}
-    said = time.monotonic()
+    telling = Telling(fleet.link.flush, lambda: say(Hint("reported")))
     while True:
         look.clear()
         pending.update({task.device: task for task in fleet.link.tasks()})  # a newer task replaces
         if pending:
             device = next(iter(pending))
             fleet.agents[device].handle(pending.pop(device))
-            if not pending or time.monotonic() - said > BATCH:
-                said = time.monotonic()
-                say(Hint("reported"))
+            telling.soon() if pending else telling.now()
             idle = 0
         else:
             settings = orders.settings
             if not look.wait(pause(idle, settings.wait, settings.wait_most, chance.random())):
                 idle += 1
+
+
+class Telling:
+    """Has what was reported told in time, also while the next task takes long: by a thread of its own.
+    `flush` tells it, and whether there was something; `told` hears of that."""
+
+    def __init__(self, flush: Callable[[], bool], told: Callable[[], None]) -> None:
+        self._flush, self._told = flush, told
+        self._due, self._lock = threading.Event(), threading.Lock()
+        self._failed: FleetfoldError | None = None
+        threading.Thread(target=self._keep_telling, daemon=True).start()
+
+    def now(self) -> None:
+        with self._lock:
+            if self._flush():
+                self._told()
+
+    def soon(self) -> None:
+        """Within BATCH seconds. Raises what had to be told before and could not be."""
+        if self._failed:
+            raise self._failed
+        self._due.set()
+
+    def _keep_telling(self) -> None:
+        while True:
+            self._due.wait()
+            time.sleep(BATCH)
+            self._due.clear()
+            try:
+                self.now()
+            except FleetfoldError as error:
+                self._failed = error
+                return
 
 
 def _listen(channel: socket.socket, look: threading.Event) -> None:

@@ -16,6 +16,7 @@ from msgspec import Struct
 
 from fleetfold import layout
 from fleetfold.adapters.counted import Counted, Wrote, unwatched
+from fleetfold.adapters.group_commit import GroupCommit
 from fleetfold.adapters.memory import MemoryBus, MemoryObjects, MemoryRecords, NoAlarm
 from fleetfold.adapters.objects import FileObjects
 from fleetfold.adapters.parted import Parted
@@ -55,10 +56,11 @@ class Place(Struct, frozen=True):
 
 
 class Fleet(Struct, frozen=True):
-    """The devices of one process: their agents by name, and the link that they share."""
+    """The devices of one process: their agents by name, and what they share. What they report is told when
+    `link` is flushed."""
 
     agents: dict[str, Agent]
-    link: Link
+    link: GroupCommit
 
 
 clock = time.time
@@ -235,21 +237,21 @@ def fleet(
     transfer = faulty(process, ObjectTransfer(FileObjects(place.home, durable=durable)))
     names = [device.name for device in devices]
     link = faulty(process, SqliteLink(place.folder / "bus.db", names, durable=durable))
-    models = Models()
+    together, models = GroupCommit(journals, link), Models()
     agents = {
         device.name: Agent(
             device,
             trainer,
-            Journal(journals, device.name, life),
+            Journal(together, device.name, life, together.put_soon),
             transfer,
-            link,
+            together,
             timer,
             app=app,
             models=models,
         )
         for device in devices
     }
-    return Fleet(agents, link)
+    return Fleet(agents, together)
 
 
 class InMemory:
