@@ -11,10 +11,6 @@ from pathlib import Path
 from types import TracebackType
 from uuid import uuid4
 
-import obstore
-from obstore.exceptions import BaseError
-from obstore.store import LocalStore
-
 from fleetfold.adapters.disk import flush
 from fleetfold.errors import Unavailable
 
@@ -28,10 +24,9 @@ class FileObjects:
         self._synced = {root}
         self._staging = f"{root}/{STAGING}"
         try:
-            self._store = LocalStore(root, mkdir=True)
             os.makedirs(self._staging, exist_ok=True)
             _sweep(self._staging)
-        except (OSError, BaseError) as error:
+        except OSError as error:
             raise _unavailable(error, str(root)) from error
 
     def put(self, key: str, data: Iterable[bytes | memoryview]) -> int:
@@ -72,8 +67,10 @@ class FileObjects:
             raise _unavailable(error, key) from error
 
     def list(self, prefix: str) -> list[str]:
-        pages = obstore.list(self._store, prefix.removesuffix("/") or None)
-        return sorted(entry["path"] for page in pages for entry in page)
+        start, found = len(self._place("")), list[str]()
+        for folder, _, names in os.walk(self._place(prefix.rstrip("/")), onerror=_told):
+            found += [f"{folder}/{name}"[start:] for name in names]
+        return sorted(found)
 
     def delete(self, key: str) -> None:
         with suppress(FileNotFoundError):
@@ -152,6 +149,7 @@ class Writing:
             except FileNotFoundError:
                 os.makedirs(os.path.dirname(self._place), exist_ok=True)
                 won = name(self._staged, self._place)
+            self._staged = "" if name is _replace else self._staged  # it is not there any more
             if self._named:
                 self._named()
         except OSError as error:
@@ -177,6 +175,12 @@ class File:
 
     def close(self) -> None:
         os.close(self._handle)
+
+
+def _told(error: OSError) -> None:
+    """A folder that nothing was put into yet is an empty one."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise _unavailable(error, str(error.filename)) from error
 
 
 def _replace(staged: str, place: str) -> bool:

@@ -79,6 +79,7 @@ class Call:
         self._way = fast.way(strategy) if fold else None
         self._stand, self._done = Stand(call=0), tuple[Ended, ...]()
         self._arrays = ArrayRecord()
+        self._old = 0  # exchanges before it are to be retired; 0: none
 
     # Beginning, and going on
 
@@ -142,6 +143,7 @@ class Call:
                 log(INFO, "")
                 log(INFO, "[ROUND %s/%s]", self._stand.round, rounds)
             steps[self._stand.phase]()
+        self._retire()
         log(INFO, "")
         log(INFO, "Strategy execution finished in %.2fs", time.time() - began)
         for name, metrics in self._metrics().items():
@@ -203,8 +205,7 @@ class Call:
             self._stand, round=self._stand.round + 1, phase="train", sent=0, trained=0, starts=kept
         )
         self._commit()
-        if self._keep and len(starts) > len(kept):
-            self._grid.retire(kept[0], after=self._stand.first - 1)
+        self._old = kept[0] if self._keep and len(starts) > len(kept) else 0
 
     # One exchange
 
@@ -221,6 +222,7 @@ class Call:
             sent = self._grid.send(messages, self._terms(messages))
             self._stand = replace(stand, sent=sent)
             self._commit()
+            self._retire()
         self._grid.messenger.step()
         if self._leaves and not self._grid.ended(self._stand.sent):
             raise Suspend
@@ -228,6 +230,12 @@ class Call:
         self._grid.wait(number)
         folded = self._way is not None and self._grid.messenger.fold(number) is not None
         return self._replies(self._grid.found(number, arrays=not folded or fast.needs_arrays(self._strategy)))
+
+    def _retire(self) -> None:
+        """What no later step asks for goes: while devices are at work, for it takes its time."""
+        if self._old:
+            self._grid.retire(self._old, after=self._stand.first - 1)
+            self._old = 0
 
     def _replies(self, answers: Iterable[Message]) -> list[Message]:
         """Those without errors; of the others it is told that they are left out."""

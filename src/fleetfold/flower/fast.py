@@ -104,7 +104,8 @@ def needs_arrays(strategy: Strategy) -> bool:
 
 def is_one_of_each(reply: Message) -> bool:
     """Whether it has one ArrayRecord and one MetricRecord, as those strategies ask."""
-    return len(reply.content.array_records) == 1 == len(reply.content.metric_records)
+    kinds = [type(record) for record in reply.content.values()]
+    return kinds.count(ArrayRecord) == 1 == kinds.count(MetricRecord)
 
 
 def usual(replies: Sequence[Message]) -> list[Message]:

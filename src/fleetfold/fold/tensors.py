@@ -109,9 +109,14 @@ def _code(dtype: np.dtype[Any]) -> str | None:
 
 def write(tensors: Tensors, metadata: bytes = b"{}") -> bytes:
     """A whole file in memory."""
-    parts = [write_header(layout_of(tensors), metadata)]
-    parts += [np.ascontiguousarray(_little(array)).tobytes() for array in tensors.values()]
-    return b"".join(parts)
+    return b"".join(
+        [write_header(layout_of(tensors), metadata), *(_bytes(array).data for array in tensors.values())]
+    )
+
+
+def _bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
+    """The array's, as they lie in a file; a view, where that can be."""
+    return np.ascontiguousarray(_little(array)).reshape(-1).view(np.uint8)
 
 
 def _little(array: NDArray[Any]) -> NDArray[Any]:
