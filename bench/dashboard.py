@@ -20,7 +20,7 @@ from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 from rich.console import Console
@@ -32,6 +32,8 @@ from fleetfold.wiring.local import Place
 
 APP = Path(__file__).parent / "apps" / "add_one.py"
 TICK = os.sysconf("SC_CLK_TCK")
+WINDOW, POLL, FIRST = 4.0, 1.0, 20
+"""Seconds for which a run is watched or left alone, between a page's polls, and the round from which on."""
 
 
 def dashboard(
@@ -39,8 +41,8 @@ def dashboard(
     devices: Annotated[int, Parameter(help="of the large fleet")] = 10_000,
     rounds: Annotated[int, Parameter(help="of its run")] = 500,
     cohort: Annotated[int, Parameter(help="devices of each of them; the last one, open, has all")] = 100,
-    pairs: Annotated[int, Parameter(help="runs with a page and runs without, in turn")] = 5,
-    small: Annotated[int, Parameter(help="devices of those runs, all in each of 60 rounds")] = 100,
+    pairs: Annotated[int, Parameter(help="times that a run is left alone and then watched")] = 30,
+    small: Annotated[int, Parameter(help="devices of that run, all in each round")] = 100,
     json: Annotated[bool, Parameter(help="one JSON object a figure", negative="")] = False,
 ) -> None:
     """Pages, first paint and memory with a large fleet, and what being watched costs a run."""
@@ -160,53 +162,49 @@ def _browser(port: int) -> dict[str, str]:
 
 
 def _slowed(pairs: int, devices: int) -> dict[str, str]:
-    """In turn, so that what else the machine does meets both alike. The CPU of the run is what tells on a
-    machine that others use too."""
-    plain, watched = list[_Took](), list[_Took]()
-    for pair in range(pairs):
-        for watch in (False, True) if pair % 2 else (True, False):
-            (watched if watch else plain).append(_run(devices, watch=watch))
-    slower = median(w.seconds / p.seconds for w, p in zip(watched, plain, strict=True)) - 1
-    dearer = median(w.cpu / p.cpu for w, p in zip(watched, plain, strict=True)) - 1
+    """One run, which a page watches for WINDOW seconds and then leaves alone for as long, again and again:
+    what else the machine does meets both alike, and each window is compared with the one beside it."""
+    with tempfile.TemporaryDirectory(prefix="fleetfold-bench-") as home:
+        words = ["run", str(APP), "--devices", str(devices), "--rounds", "100000", "--workers", "1", "--json"]
+        environment = {**os.environ, "FLEETFOLD_HOME": home}
+        with _serving(home) as (server, port), _running([*words, "--evaluate", "off"], environment):
+            ledger, page = wiring.ledger(Place(Path(home), "add_one-1")), _Page(port)
+            while (run := ledger.run("add_one-1")) is None or run[0].round < FIRST:
+                time.sleep(0.1)
+            switched, used = [time.time()], _cpu(server.pid)
+            for window in range(2 * pairs):
+                while time.time() < switched[-1] + WINDOW:
+                    if window % 2:
+                        page.poll()
+                    time.sleep(POLL)
+                switched.append(time.time())
+            used = (_cpu(server.pid) - used) / (pairs * WINDOW)
+        openings = [round.opened_at for round in ledger.rounds("add_one-1")]
+    took = [(before, after - before) for before, after in pairwise(openings)]
+    windows = [
+        median(seconds for began, seconds in took if start <= began and began + seconds <= stop)
+        for start, stop in pairwise(switched)
+    ]
+    ratios = sorted(watched / plain - 1 for plain, watched in zip(windows[::2], windows[1::2], strict=True))
+    low, high = ratios[pairs // 4], ratios[-1 - pairs // 4]
     return {
-        f"a round of {devices} devices, unwatched": f"{1000 * median(p.seconds for p in plain):.0f} ms",
-        "the same, watched": f"{1000 * median(w.seconds for w in watched):.0f} ms",
-        "slower by": f"{100 * slower:+.1f} %",
-        "more CPU of the run": f"{100 * dearer:+.1f} %",
-        "the server's CPU meanwhile": f"{100 * median(w.server for w in watched):.1f} % of one core",
+        f"a round of {devices} devices, unwatched": f"{1000 * median(windows[::2]):.1f} ms",
+        "the same, watched": f"{1000 * median(windows[1::2]):.1f} ms",
+        f"slower by, median of {pairs} pairs": f"{100 * median(ratios):+.1f} %",
+        "half of the pairs lie between": f"{100 * low:+.1f} and {100 * high:+.1f} %",
+        "the server's CPU meanwhile": f"{100 * used:.1f} % of one core",
     }
 
 
-class _Took(NamedTuple):
-    """Median seconds of a round, seconds of CPU of the run's processes, the server's share of one core."""
-
-    seconds: float
-    cpu: float
-    server: float
-
-
-def _run(devices: int, *, watch: bool) -> _Took:
-    with tempfile.TemporaryDirectory(prefix="fleetfold-bench-") as home:
-        words = ["run", str(APP), "--devices", str(devices), "--rounds", "60", "--workers", "1", "--json"]
-        environment = {**os.environ, "FLEETFOLD_HOME": home}
-        with _serving(home) as (server, port):
-            process = subprocess.Popen(
-                [sys.executable, "-m", "fleetfold", *words], env=environment, stdout=subprocess.DEVNULL
-            )
-            page, began, before = _Page(port), time.monotonic(), _cpu(server.pid)
-            while True:
-                ended, _, used = os.wait4(process.pid, os.WNOHANG)
-                if ended:
-                    break
-                if watch:
-                    page.poll()
-                time.sleep(0.8)
-            process.returncode = 0  # it has been waited for
-            share = (_cpu(server.pid) - before) / (time.monotonic() - began)
-        ledger = wiring.ledger(Place(Path(home), "add_one-1"))
-        openings = [round.opened_at for round in ledger.rounds("add_one-1")]
-    seconds = median(after - before for before, after in pairwise(openings[2:]))
-    return _Took(seconds, used.ru_utime + used.ru_stime, share)
+@contextmanager
+def _running(words: list[str], environment: dict[str, str]) -> Iterator[None]:
+    command = [sys.executable, "-m", "fleetfold", *words]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
 
 
 def _cpu(pid: int) -> float:

@@ -8,7 +8,7 @@ is such a file. Otherwise the record's place stands before them: `0/weight`. A d
 
 import math
 from base64 import b64decode, b64encode
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -37,6 +37,9 @@ EXAMPLES = "num-examples"
 NONE_OF_NUMPYS = str(BF16)
 SPILLED = "json"
 """The name of the tensor of what had no room."""
+
+
+_R = TypeVar("_R")
 
 
 class _Odd(Struct, frozen=True, omit_defaults=True):
@@ -112,8 +115,7 @@ def stored_of(record: ArrayRecord) -> Stored | None:
 
 def stored_parts(content: RecordDict) -> tuple[Stored, Any] | None:
     """The same of a content whose tensors are a stored object, which is not read; None: they are not."""
-    arrays = list(content.array_records.values())
-    stored = stored_of(arrays[0]) if len(arrays) == 1 and _is_flat(content) else None
+    stored = stored_of(_of(content, ArrayRecord)[0][1]) if _is_flat(content) else None
     if stored is None:
         return None
     text = msgspec.json.encode(_table(content, flat=True, touch=False)[1])
@@ -123,7 +125,7 @@ def stored_parts(content: RecordDict) -> tuple[Stored, Any] | None:
 def numbers(content: RecordDict) -> tuple[int, dict[str, float | None]]:
     """(examples, metrics) of an answer: all single numbers of its MetricRecords, by name."""
     found: dict[str, float | None] = {}
-    for name, record in content.metric_records.items():
+    for name, record in _of(content, MetricRecord):
         for key, value in record.items():
             known = key if key not in found else f"{name}.{key}"
             if isinstance(value, int | float) and len(found) < METRICS_LIMIT and len(known) <= METRICS_LIMIT:
@@ -134,10 +136,15 @@ def numbers(content: RecordDict) -> tuple[int, dict[str, float | None]]:
 # Taking apart
 
 
+def _of(content: RecordDict, kind: type[_R]) -> list[tuple[str, _R]]:
+    """Its records of that kind, by name. Its own properties make records of them, which takes longer."""
+    return [(str(name), record) for name, record in content.items() if isinstance(record, kind)]
+
+
 def _is_flat(content: RecordDict) -> bool:
     """Whether its tensors can be called as its arrays are."""
-    arrays = list(content.array_records.values())
-    values = (value for record in content.config_records.values() for value in record.values())
+    arrays = [record for _, record in _of(content, ArrayRecord)]
+    values = (value for _, record in _of(content, ConfigRecord) for value in record.values())
     large = any(_is_large(v) for value in values for v in (value if isinstance(value, list) else [value]))
     return len(arrays) == 1 and not large and "__metadata__" not in arrays[0]
 
@@ -259,9 +266,9 @@ def _content(tensors: Tensors | Stored, records: Any, arrays: bool) -> RecordDic
         match entry:
             case _Arrays():
                 record = found[entry.name] = ArrayRecord()  # given a dict it would copy the data of each
-                for name in rest.names(entry.prefix) if arrays else ():
-                    key = name.removeprefix(entry.prefix)
-                    record[key] = _array(rest, name, entry.odd.get(key))
+                if arrays:
+                    keys = {name: name.removeprefix(entry.prefix) for name in rest.names(entry.prefix)}
+                    private.fill(record, {k: _array(rest, n, entry.odd.get(k)) for n, k in keys.items()})
             case _Metrics():
                 found[entry.name] = MetricRecord({key: _decoded(v, rest) for key, v in entry.values})
             case _Config():

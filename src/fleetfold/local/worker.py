@@ -95,8 +95,9 @@ def _work(orders: Orders, look: threading.Event, say: Callable[[Hint], None]) ->
     pending: dict[str, Task] = {}
     telling = Telling(fleet.link.flush, lambda: say(Hint("reported")))
     while True:
-        look.clear()
-        pending.update({task.device: task for task in fleet.link.tasks()})  # a newer task replaces
+        if look.is_set() or not pending:
+            look.clear()
+            pending.update({task.device: task for task in fleet.link.tasks()})  # a newer task replaces
         if pending:
             device = next(iter(pending))
             fleet.agents[device].handle(pending.pop(device))
