@@ -46,19 +46,20 @@ class Pages(Protocol):
 
 
 class Journal:
-    """The journal of one device, in records of its own, which nobody else writes. `life` names what outlives
-    the process and starts it again: the machine since its boot, or the run that supervises its workers.
-    `soon` writes what may still be lost with the process: that a task is settled (None: at once)."""
+    """The journal of one device, in records of its own. `life` names what outlives the process and starts it
+    again: the machine since its boot, or the run that supervises its workers. `soon`, for who has that journal
+    alone, writes what may still be lost with the process: that a task is settled (None: at once)."""
 
     def __init__(self, records: Pages, device: str, life: str, soon: Write | None = None) -> None:
         self._device, self._life = device, life
         self._records, self._soon, self._prefix = records, soon or records.put_many, f"journal/{device}/"
+        self._alone = soon is not None
         self._newest: tuple[str, Entry | None] | None = None  # of the task at hand, by key
 
     def entry(self, task: Task) -> Entry | None:
         """The newest entry for the task's run and kind of work."""
         key = self._key(task)
-        if self._newest is None or self._newest[0] != key:
+        if self._newest is None or self._newest[0] != key or not self._alone:
             record = self._records.get(key)
             self._newest = key, None if record is None else _ENTRY.decode(record.value)
         return self._newest[1]
