@@ -47,8 +47,8 @@ class Pages(Protocol):
 
 class Journal:
     """The journal of one device, in records of its own. `life` names what outlives the process and starts it
-    again: the machine since its boot, or the run that supervises its workers. `soon`, for who has that journal
-    alone, writes what may still be lost with the process: that a task is settled (None: at once)."""
+    again: the machine since its boot, or the run that supervises its workers. `soon`, for who has that
+    journal alone, writes what may still be lost with the process: that a task is settled (None: at once)."""
 
     def __init__(self, records: Pages, device: str, life: str, soon: Write | None = None) -> None:
         self._device, self._life = device, life
