@@ -82,6 +82,7 @@ def changed(example: str, **app: object) -> str:
     return str(Path(example).absolute())
 
 
+@pytest.mark.fleet
 def test_digits_in_numpy_stays_nearer_to_its_first_model_with_a_large_proximal(home: Path) -> None:
     def went(run: str) -> float:
         first, last = (
@@ -112,6 +113,7 @@ def test_a_proximal_that_is_no_strength_is_one_sentence_before_any_training(
 
 
 @needs_torch
+@pytest.mark.fleet
 def test_mnist_trains_from_the_files_as_they_come(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MNIST_DIR", str(write_mnist(Path("idx"), 600, gz=True)))
     first, last = rounds("mnist")
@@ -120,6 +122,7 @@ def test_mnist_trains_from_the_files_as_they_come(home: Path, monkeypatch: pytes
 
 
 @needs_torch
+@pytest.mark.fleet
 def test_cifar10_trains_from_the_files_in_the_current_folder(home: Path) -> None:
     write_cifar10(Path("cifar-10-batches-py"), 600)
     first, last = rounds("cifar10", "--workers", "1")
