@@ -3,6 +3,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 FLOWER := .venv-flower/bin
 OLDEST := .venv-flower-oldest/bin
+# Tests start hundreds of Python processes: none of them should compile every module again.
+unexport PYTHONDONTWRITEBYTECODE
 
 # The hub's broker, and what examples/shell-device and a test of clocks need: Debian's packages.
 DEBIAN := mosquitto mosquitto-clients curl jq faketime
@@ -12,8 +14,9 @@ DEBIAN := mosquitto mosquitto-clients curl jq faketime
 demo: .venv/ready
 	@$(BIN)/fleetfold demo
 
+# Three at a time also on two cores: many tests wait, for a broker or a process.
 test: .venv/ready debian lint
-	@$(BIN)/pytest -n 2 --dist worksteal
+	@$(BIN)/pytest -n 3 --dist worksteal
 
 lint: .venv/ready
 	@$(BIN)/ruff check .
