@@ -104,6 +104,43 @@ def test_a_forged_file_is_refused_with_its_reason(file: bytes, said: str) -> Non
         read(file)
 
 
+TABLE = b'"w":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
+OURS = b'{"__metadata__":{"fleetfold":"%s"},'
+
+
+def file(text: bytes) -> bytes:
+    return len(text).to_bytes(8, "little") + text + b"\0\0\0\0"
+
+
+def test_a_table_that_was_seen_before_says_the_same_beside_other_metadata() -> None:
+    for about in (b"first", b"and another, which is longer", b"first"):
+        for spaces in (b"", b"  "):
+            data = file(OURS % about + TABLE + b"}" + spaces)
+            tensors, metadata = read(data)
+            assert metadata == about
+            assert {name: array.shape for name, array in tensors.items()} == {"w": (1,)}
+            with pytest.raises(BadUpdate, match="cut off"):
+                read(data[:-1])
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (OURS % b"x" + b"}", "not a table"),
+        (OURS % b"x" + TABLE + b",}", "not a table"),
+        (OURS % b"x" + TABLE + b"}}", "not a table"),
+        (OURS % b"x" + TABLE + b',"__metadata__":{"fleetfold":"y"}}', "'__metadata__' twice"),
+        (OURS % b"x" + TABLE + b"," + TABLE + b"}", "'w' twice"),
+        (OURS % rb"x\u" + TABLE + b"}", "not a table"),
+    ],
+)
+def test_metadata_that_stands_first_makes_no_other_table_of_what_is_none(text: bytes, said: str) -> None:
+    read(file(OURS % b"x" + TABLE + b"}"))
+    for _ in range(2):
+        with pytest.raises(BadUpdate, match=said):
+            read(file(text))
+
+
 @given(st.binary(max_size=200))
 def test_no_bytes_do_more_than_be_refused(noise: bytes) -> None:
     for data in (noise, len(noise).to_bytes(8, "little") + noise):
