@@ -104,8 +104,9 @@ def needs_arrays(strategy: Strategy) -> bool:
 
 def is_one_of_each(reply: Message) -> bool:
     """Whether it has one ArrayRecord and one MetricRecord, as those strategies ask."""
-    kinds = [type(record) for record in reply.content.values()]
-    return kinds.count(ArrayRecord) == 1 == kinds.count(MetricRecord)
+    found = list(reply.content.values())
+    arrays, metrics = (sum(isinstance(r, kind) for r in found) for kind in (ArrayRecord, MetricRecord))
+    return arrays == 1 == metrics
 
 
 def usual(replies: Sequence[Message]) -> list[Message]:
