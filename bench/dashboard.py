@@ -95,6 +95,10 @@ class _Page:
         self._connection = http.client.HTTPConnection("127.0.0.1", port)
         self._run, self.cursor, self.bytes, self.longest = run, "", 0, 0
 
+    def leave(self) -> None:
+        """The next poll comes by a new connection: servers do not keep one for ever."""
+        self._connection.close()
+
     def poll(self) -> dict[str, Any]:
         self._connection.request("GET", f"/api/poll?run={self._run}&cursor={self.cursor}")
         body = self._connection.getresponse().read()
@@ -168,7 +172,10 @@ def _slowed(pairs: int, devices: int) -> dict[str, str]:
         words = ["run", str(APP), "--devices", str(devices), "--rounds", "100000", "--workers", "1", "--json"]
         environment = {**os.environ, "FLEETFOLD_HOME": home}
         with _serving(home) as (server, port), _running([*words, "--evaluate", "off"], environment):
-            ledger, page = wiring.ledger(Place(Path(home), "add_one-1")), _Page(port)
+            place, page = Place(Path(home), "add_one-1"), _Page(port)
+            while not (place.folder / "workers.log").exists():  # or its name would be taken
+                time.sleep(0.1)
+            ledger = wiring.ledger(place)
             while (run := ledger.run("add_one-1")) is None or run[0].round < FIRST:
                 time.sleep(0.1)
             switched, used = [time.time()], _cpu(server.pid)
@@ -178,6 +185,7 @@ def _slowed(pairs: int, devices: int) -> dict[str, str]:
                         page.poll()
                     time.sleep(POLL)
                 switched.append(time.time())
+                page.leave()
             used = (_cpu(server.pid) - used) / (pairs * WINDOW)
         openings = [round.opened_at for round in ledger.rounds("add_one-1")]
     took = [(before, after - before) for before, after in pairwise(openings)]
