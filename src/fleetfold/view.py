@@ -115,7 +115,6 @@ class Following:
     def __init__(self, ledger: Ledger, objects: Objects, run: str, priced: Priced | None = None) -> None:
         self._ledger, self._objects, self._run, self._priced = ledger, objects, run, priced
         self._rows: dict[tuple[int, Kind], Row] = {}
-        self._ended: dict[tuple[int, Kind], int] = {}  # versions of rounds' records
         self._newest = 0
         self._from = 0  # rounds before it will not change any more
 
@@ -123,13 +122,13 @@ class Following:
         """All rows there are by now, in order; those of an open round change from look to look."""
         if not self._rows:
             for round in self._ledger.rounds(self._run):
-                self._see(round, 0, now)
+                self._see(round, now)
         else:
             for number in count(self._from):
                 found = [self._ledger.round(self._run, number, kind) for kind in self._due(number)]
                 for entry in found:
                     if entry:
-                        self._see(*entry, now)
+                        self._see(entry[0], now)
                 if number > self._newest and not any(found):
                     break
         self._newest = max((number for number, _ in self._rows), default=0)
@@ -149,13 +148,8 @@ class Following:
             return number >= self._newest
         return row.phase not in ENDED or (kind == "message" and number > self._newest - SCORED)
 
-    def _see(self, round: Round, version: int, now: float) -> None:
-        key = round.number, round.kind
-        if self._ended.get(key) == version:
-            return
-        self._rows[key] = row(self._ledger, self._objects, round, now, self._priced)
-        if round.phase in ENDED:
-            self._ended[key] = version
+    def _see(self, round: Round, now: float) -> None:
+        self._rows[round.number, round.kind] = row(self._ledger, self._objects, round, now, self._priced)
 
 
 def headline(round: Round) -> tuple[float | None, float | None, str]:
