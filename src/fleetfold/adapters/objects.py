@@ -121,6 +121,7 @@ class Writing:
     def finish(self) -> None:
         """Give it its name, whoever had it before."""
         self._finish(_replace)
+        self._staged = ""  # that is its own name now
 
     def finish_first(self) -> bool:
         """Give it its name, unless that is taken: of many who try, one wins. → whether this one did. Either
@@ -149,7 +150,6 @@ class Writing:
             except FileNotFoundError:
                 os.makedirs(os.path.dirname(self._place), exist_ok=True)
                 won = name(self._staged, self._place)
-            self._staged = "" if name is _replace else self._staged  # it is not there any more
             if self._named:
                 self._named()
         except OSError as error:
