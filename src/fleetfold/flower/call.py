@@ -205,6 +205,7 @@ class Call:
             self._stand, round=self._stand.round + 1, phase="train", sent=0, trained=0, starts=kept
         )
         self._commit()
+        self._retire()  # if no exchange has been sent since it was due
         self._old = kept[0] if self._keep and len(starts) > len(kept) else 0
 
     # One exchange

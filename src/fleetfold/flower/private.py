@@ -99,8 +99,7 @@ def message(
 def fill(record: Any, entries: Mapping[str, Any]) -> None:
     """Put arrays into an ArrayRecord: past the checks of each, which take longer than the message itself."""
     inside = vars(record).get("_data")
-    for_all = inside if isinstance(inside, dict) else record
-    for_all.update(entries)
+    (inside if isinstance(inside, dict) else record).update(entries)
 
 
 def empty_run(run: int) -> Any:
