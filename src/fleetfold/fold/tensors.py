@@ -42,7 +42,7 @@ DIMENSIONS = 64
 """A tensor may have, as in numpy: the product of a million takes minutes."""
 ENTRY_LIMIT = 1 << 12
 """Bytes that the entry of one tensor may take: room for that many dimensions, and spaces."""
-REMEMBERED, TABLES = 1 << 16, 64
+REMEMBERED, TABLES = 1 << 15, 16
 """Bytes that a table of tensors may take to be remembered, and how many of them are."""
 ALIGNMENT = 64
 """The tensors of files written here start at a multiple of this, a cache line."""
