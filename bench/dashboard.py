@@ -171,13 +171,13 @@ def _slowed(pairs: int, devices: int) -> dict[str, str]:
     with tempfile.TemporaryDirectory(prefix="fleetfold-bench-") as home:
         words = ["run", str(APP), "--devices", str(devices), "--rounds", "100000", "--workers", "1", "--json"]
         environment = {**os.environ, "FLEETFOLD_HOME": home}
-        with _serving(home) as (server, port), _running([*words, "--evaluate", "off"], environment):
+        with _serving(home) as (server, port), _running([*words, "--evaluate", "off"], environment) as run:
             place, page = Place(Path(home), "add_one-1"), _Page(port)
             while not (place.folder / "workers.log").exists():  # or its name would be taken
-                time.sleep(0.1)
+                _lives(run)
             ledger = wiring.ledger(place)
-            while (run := ledger.run("add_one-1")) is None or run[0].round < FIRST:
-                time.sleep(0.1)
+            while (found := ledger.run("add_one-1")) is None or found[0].round < FIRST:
+                _lives(run)
             switched, used = [time.time()], _cpu(server.pid)
             for window in range(2 * pairs):
                 while time.time() < switched[-1] + WINDOW:
@@ -205,14 +205,21 @@ def _slowed(pairs: int, devices: int) -> dict[str, str]:
 
 
 @contextmanager
-def _running(words: list[str], environment: dict[str, str]) -> Iterator[None]:
+def _running(words: list[str], environment: dict[str, str]) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-m", "fleetfold", *words]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
     try:
-        yield
+        yield process
     finally:
         process.kill()
         process.wait()
+
+
+def _lives(process: subprocess.Popen[bytes]) -> None:
+    """Let a moment pass; leave if nothing more can come."""
+    time.sleep(0.1)
+    if process.poll() is not None:
+        sys.exit(f"the run ended with code {process.returncode}")
 
 
 def _cpu(pid: int) -> float:
