@@ -8,9 +8,12 @@ import subprocess
 import pytest
 from msgspec.structs import replace
 
+from fleetfold.adapters.memory import MemoryObjects, MemoryRecords
+from fleetfold.ledger import Arrival, Ledger, place
 from fleetfold.messages import Presence
 from fleetfold.round.fleet import Device
 from fleetfold.round.run import Run, RunState
+from fleetfold.round.state import Phase, Policy, Round
 from fleetfold.settings import Settings
 from fleetfold.tell.numbers import NUMBERS, SIX, of
 from fleetfold.tell.prometheus import Exposed, prometheus
@@ -74,6 +77,19 @@ def test_who_follows_from_the_beginning_misses_no_round() -> None:
         if world.run().state is not RunState.RUNNING:
             break
     assert len(seen) == 6
+
+
+def test_an_answer_that_comes_late_is_in_the_row_of_an_exchange_that_has_just_ended() -> None:
+    ledger = Ledger(MemoryRecords())
+    ended = Round(
+        run="r", number=1, kind="message", cohort="c", base=0, batch="b", invited=2, opened_at=1.0,
+        policy=Policy(target=1, quorum=1, deadline=9.0), arrived=frozenset({0}), phase=Phase.DONE,
+    )  # fmt: skip
+    assert ledger.save_round(ended, 0)
+    following = Following(ledger, MemoryObjects(), "r")
+    assert [(r.arrived, r.late) for r in following.look(2.0)] == [(1, 0)]
+    ledger.save_arrivals(place(ended), [Arrival(device="b", seat=1, state="late")])
+    assert [(r.arrived, r.late) for r in following.look(3.0)] == [(1, 1)]
 
 
 def page() -> str:
